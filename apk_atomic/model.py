@@ -7,20 +7,20 @@ never renamed or retyped, because after a rollback an older apk-atomic reads wha
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from apk_atomic.names import is_own_id as is_own_id
+from apk_atomic.names import is_safe_name as is_safe_name
+from apk_atomic.names import iso_utc as iso_utc
+from apk_atomic.names import new_id as new_id
+from apk_atomic.names import redact_argv as redact_argv
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 RECORD_VERSION = 1
-
-_LAST_SECOND = 253402300799  # 9999-12-31T23:59:59Z; one more and the year has five digits
-_ID_DIGITS, _ID_LETTERS = 14, 8
-_REDACTED = "***"
-_SECRET_WORDS = ("token", "secret", "passw", "auth", "signature", "apikey", "api_key", "api-key")
 
 
 class DamagedRecord(ValueError):
@@ -42,8 +42,8 @@ class Kind(StrEnum):
 class PackageChanges:
     """Difference of two package sets.
 
-    `added` and `removed` are (name, version), `upgraded` (name, old, new), downgrades too; `rebuilt` are names
-    whose version is the same and whose contents are not.
+    `added` and `removed` are (name, version), `upgraded` (name, old, new), downgrades too; `rebuilt` are the
+    names whose version is the same and whose contents are not.
     """
 
     added: tuple[tuple[str, str], ...] = ()
@@ -83,10 +83,10 @@ class Proof:
 class Record:
     """What generation.json says.
 
-    `created` is ISO-8601 in UTC, `argv` already redacted, `kernels` are (flavor, release), `durations` (step,
-    seconds). `fstab_template` and `fstab_rendered` are SHA-256 in hex: of the template, and of etc/fstab as it
-    was staged, before the change ran; empty where there was none. `unknown`, here and in the parts, holds the
-    keys of other versions, to be written back.
+    `created` is ISO-8601 in UTC, `argv` already redacted, `kernels` are (flavor, release), `durations` are
+    (step, seconds). `fstab_template` and `fstab_rendered` are SHA-256 in hex: of the template when this generation
+    was made, and of what that template renders to for it, whether or not that was used; empty where there was no
+    template. `unknown`, here and in the parts, holds the keys of other versions, to be written back.
     """
 
     id: str
@@ -132,9 +132,9 @@ class Generation:
 class State:
     """What a volume and /run say at one moment.
 
-    `slots`: the IDs that current/0… name, '' where one does not resolve to a generation. `booted`: the ID that
-    runs now; None where the volume is not the running system's. `pending`: /run/apk-atomic/next agrees with
-    `current`, and slot 0 is not booted.
+    `slots`: the IDs that current/0… name, '' where one does not resolve to a generation. `booted`: the ID
+    that runs now; None where the volume is not the running system's. `pending`: /run/apk-atomic/next agrees
+    with `current`, and slot 0 is not booted.
     """
 
     generations: tuple[Generation, ...] = ()
@@ -153,78 +153,6 @@ class State:
 
     def find(self, name: str) -> Generation | None:
         return next((each for each in self.generations if each.id == name), None)
-
-
-# Names and times
-
-
-def new_id(now: float, random: Callable[[int], bytes]) -> str:
-    """YYYYmmddHHMMSS in UTC and 8 letters, as the wiki makes them; `random` is os.urandom or acts like it."""
-    number = int.from_bytes(random(8), "big")
-    letters = ""
-    for _ in range(_ID_LETTERS):
-        number, digit = divmod(number, 26)
-        letters += chr(ord("a") + digit)
-    return time.strftime("%Y%m%d%H%M%S", _utc(now)) + letters
-
-
-def iso_utc(now: float) -> str:
-    """Unix seconds as `YYYY-mm-ddTHH:MM:SSZ`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", _utc(now))
-
-
-def _utc(now: float) -> time.struct_time:
-    """Clamped, because a machine without a clock battery must still be able to make a generation."""
-    return time.gmtime(min(max(now, 0), _LAST_SECOND) if now == now else 0)
-
-
-def is_own_id(name: str) -> bool:
-    """Whether `name` has the form of our IDs, which are the wiki's too."""
-    digits, letters = name[:_ID_DIGITS], name[_ID_DIGITS:]
-    right_size = len(name) == _ID_DIGITS + _ID_LETTERS and name.isascii()
-    return right_size and digits.isdigit() and letters.isalpha() and letters.islower()
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether a directory of this name may be taken for a generation at all.
-
-    Liberal, since people name theirs by hand; but what passes is one path component, looks like no option,
-    hides nothing on a terminal, and stands unescaped in fstab, mount options and mountinfo (no space, comma,
-    backslash).
-    """
-    return (
-        name.isprintable()  # false for control characters and for the surrogates of bytes that are not UTF-8
-        and 0 < len(name.encode("utf-8")) <= 255
-        and name[0] not in ".-"
-        and not any(char in " /,\\" for char in name)
-    )
-
-
-# Secrets
-
-
-def redact_argv(argv: Iterable[str]) -> tuple[str, ...]:
-    """The arguments with the credentials in their URLs replaced; user names go too: tokens stand there."""
-    return tuple(_redact(argument) for argument in argv)
-
-
-def _redact(text: str) -> str:
-    head, *urls = text.split("://")
-    return "://".join([head, *(_redact_url(url) for url in urls)])
-
-
-def _redact_url(url: str) -> str:
-    """`url` begins at the authority, which ends at `/` alone: apk takes `?` and `#` in a password as they are."""
-    authority, slash, path = url.partition("/")
-    _, at, host = authority.rpartition("@")
-    location, question, query = ((_REDACTED + at if at else "") + host + slash + path).partition("?")
-    return location + question + "&".join(_redact_parameter(each) for each in query.split("&"))
-
-
-def _redact_parameter(parameter: str) -> str:
-    name, equals, _ = parameter.partition("=")
-    secret = equals and any(word in name.lower() for word in _SECRET_WORDS)
-    return f"{name}={_REDACTED}" if secret else parameter
 
 
 # The record's JSON form: keys are the field names; `kernels` and `durations` are objects, other tuples lists
