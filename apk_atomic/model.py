@@ -1,8 +1,8 @@
 """The nouns of the project as frozen values: generation, record, state of a volume.
 
-No I/O, no clock, no randomness: those are arguments. It must not know where anything lies on disk.
-What is durable is the JSON form of a `Record` (`snapshots/ID/generation.json`, version 1): keys may be added,
-never renamed or retyped, because after a rollback an older apk-atomic reads what a newer one wrote.
+No I/O, no clock, no randomness: those are arguments. It must not know where anything lies on disk. What is
+durable is the JSON form of a `Record` (`snapshots/ID/generation.json`, version 1): keys may be added, never
+renamed or retyped, because after a rollback an older apk-atomic reads what a newer one wrote.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ class Record:
     """What generation.json says.
 
     `created` is ISO-8601 in UTC, `argv` already redacted, `kernels` are (flavor, release), `durations` are
-    (step, seconds). `fstab_template` and `fstab_rendered` are SHA-256 in hex: of the template when this generation
-    was made, and of what that template renders to for it, whether or not that was used; empty where there was no
-    template. `unknown`, here and in the parts, holds the keys of other versions, to be written back.
+    (step, seconds). `fstab_template` and `fstab_rendered` are SHA-256 in hex: of the template when this
+    generation was made, and of what that template renders to for it, whether or not that was used; empty
+    where there was no template. `unknown`, here and in the parts, holds the keys of other versions, to be
+    written back.
     """
 
     id: str
@@ -113,7 +114,8 @@ class Generation:
     """One root on the volume.
 
     `order` is the btrfs otransid of `snapshots/ID/@` (0: unknown), the only thing that says which is newer;
-    `created` is that subvolume's otime in Unix seconds, as wrong as the clock was. `sealed`: it is read-only.
+    `created` is that subvolume's otime in Unix seconds, as wrong as the clock was. `sealed`: it is
+    read-only.
     """
 
     id: str
