@@ -1,0 +1,201 @@
+"""The throw-away world of the tests: a volume on a loop device in the layout that apk-atomic finds on a machine.
+
+    with make_volume() as volume, volume.boot() as guest:
+        guest.run(["apk-atomic", "add", "hello"], check=True)
+        guest.reboot()
+
+Everything is real: btrfs, mounts, root, apk. Nothing survives the `with`, whatever happens inside; a loop
+device, mount or process that cannot be got rid of is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support import btrfsctl, rootfs
+from tests.support.blockdev import Loop, mount_btrfs, unmount
+from tests.support.guest import Guest, Result
+from tests.support.imagecache import cached_image, key_of, scratch_base
+from tests.support.isolation import copy_sparse, private_mounts
+
+__all__ = ["FIRST", "Guest", "Result", "Volume", "make_volume"]
+
+MIB = 1 << 20
+DEFAULT_SIZE = 512 * MIB
+SLOTS = 4
+FIRST = "20240102030405abcdefgh"  # the generation that every volume is born with: foreign, in all slots
+COMMONS = ("@home", "@var@cache", "@var@log")
+FSTAB = """\
+UUID={fsid} / btrfs ro,noatime,subvol=CURRENT_SNAPSHOTS_PATH/@ 0 0
+UUID={fsid} /home btrfs rw,noatime,subvol=/commons/@home 0 0
+UUID={fsid} /var/cache btrfs rw,noatime,subvol=/commons/@var@cache 0 0
+UUID={fsid} /var/log btrfs rw,noatime,subvol=/commons/@var@log 0 0
+tmpfs /tmp tmpfs mode=1777,nosuid,nodev 0 0
+"""
+
+
+class Volume:
+    """An attached volume; its top level is mounted at `top` in the test's own mount namespace."""
+
+    def __init__(self, image: Path, top: Path) -> None:
+        self.image = image
+        self.top = top
+        self.fsid = btrfsctl.fsid_of(image)
+        self._loop = Loop(image)
+        self._guests: list[Guest] = []
+        mount_btrfs(self.device, top)
+
+    @property
+    def device(self) -> str:
+        """The block device: "/dev/loop3"."""
+        return self._loop.path
+
+    @property
+    def repository(self) -> Path:
+        """The package repository that /etc/apk/repositories names; in commons, so seen from everywhere."""
+        return self.top / "commons/@var@cache/repo"
+
+    def current(self) -> str:
+        """The ID of the links directory that `current` points to."""
+        return os.path.basename(os.readlink(self.top / "current"))
+
+    def slots(self) -> list[str]:
+        """The generation of each slot, slot 0 first."""
+        links = sorted((self.top / "current").iterdir(), key=lambda link: int(link.name))
+        return [os.path.basename(os.readlink(link)) for link in links]
+
+    def generations(self) -> list[str]:
+        """Names in snapshots/, sorted."""
+        return sorted(os.listdir(self.top / "snapshots"))
+
+    def tree(self, slot: int = 0) -> Path:
+        """The root tree in a slot, links resolved."""
+        return (self.top / "current" / str(slot) / "@").resolve(strict=True)
+
+    def add_generation(self, name: str, prepare: Callable[[Path], None] | None = None) -> Path:
+        """Make a foreign generation as the wiki's script does: from slot 0, its fstab rendered, sealed; in no slot."""
+        tree = self.top / "snapshots" / name / "@"
+        tree.parent.mkdir()
+        btrfsctl.snapshot(self.tree(), tree, read_only=False)
+        self._finish(name, prepare)
+        return tree
+
+    def point(self, *generations: str, name: str) -> None:
+        """Make links/NAME with these generations in its slots (the last one repeats) and let `current` be it."""
+        links = self.top / "links" / name
+        links.mkdir()
+        for slot in range(SLOTS):
+            target = generations[min(slot, len(generations) - 1)]
+            (links / str(slot)).symlink_to(f"../../snapshots/{target}")
+        scratch = self.top / "next" / f"current-{name}"
+        scratch.symlink_to(f"./links/{name}")
+        scratch.rename(self.top / "current")
+
+    def boot(self, slot: int = 0, *, options: str = "ro,noatime") -> Guest:
+        """Boot what is in a slot; `options` are those of `rootflags=`. The volume ends the guest, if nobody else does."""
+        place = self.top.parent / f"guest{len(self._guests)}"
+        place.mkdir()
+        guest = Guest(self.device, str(place), slot, options)
+        self._guests.append(guest)
+        return guest
+
+    def detach(self) -> None:
+        """End the guests, unmount, detach; TimeoutError or EBUSY if something is still there. Idempotent."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._loop.detach)
+            if self.top.is_mount():
+                stack.callback(unmount, self.top)
+            while self._guests:
+                stack.callback(self._guests.pop().shutdown)
+
+    def attach(self) -> None:
+        """After `detach`: attach and mount again, as after a power cycle."""
+        self._loop = Loop(self.image)
+        mount_btrfs(self.device, self.top)
+
+    def _finish(self, name: str, prepare: Callable[[Path], None] | None) -> None:
+        """Render the fstab of a generation that is still writable, let `prepare` change it, seal it."""
+        tree = self.top / "snapshots" / name / "@"
+        template = (self.top / "fstab").read_text()
+        (tree / "etc/fstab").write_text(template.replace("CURRENT_SNAPSHOTS_PATH", f"/snapshots/{name}"))
+        if prepare is not None:
+            prepare(tree)
+        btrfsctl.set_read_only(tree, True)
+
+
+@contextlib.contextmanager
+def make_volume(
+    size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None
+) -> Iterator[Volume]:
+    """A fresh volume of `size` bytes, booted by nobody; `prepare` may change its first tree before it is sealed.
+
+    Each has a file system id of its own, so any number can be there at once.
+    """
+    private_mounts()
+    template = _template(size)
+    with contextlib.ExitStack() as stack:
+        memory = Path(tempfile.mkdtemp(prefix="apk-atomic-volume-", dir=scratch_base()))
+        stack.callback(shutil.rmtree, memory)
+        image = memory / "volume.img"
+        copy_sparse(template, image)
+        btrfsctl.renew_fsid(image)
+        # Not below /dev: guests have the host's /dev, with all that is mounted in it.
+        place = Path(tempfile.mkdtemp(prefix="apk-atomic-mounts-"))
+        stack.callback(shutil.rmtree, place)
+        volume = Volume(image, place / "top")
+        stack.callback(volume.detach)
+        (volume.top / "fstab").write_text(FSTAB.format(fsid=volume.fsid))
+        volume._finish(FIRST, prepare)
+        yield volume
+
+
+def _template(size: int) -> Path:
+    """The image of which volumes are copies: the layout, with a first tree that is not sealed yet."""
+    base_key = key_of([str(size), Path(__file__).read_bytes(), *rootfs.base_inputs()])
+    base = cached_image("base", base_key, lambda image: _build_base(image, size))
+    return cached_image(
+        "world", key_of([base_key, *rootfs.project_inputs()]), lambda image: _build(image, base)
+    )
+
+
+def _build_base(image: Path, size: int) -> None:
+    btrfsctl.make_filesystem(image, size)
+    with _mounted(image) as top:
+        for name in ("commons", "links", "next", "snapshots", f"snapshots/{FIRST}"):
+            (top / name).mkdir()
+        for name in COMMONS:
+            btrfsctl.create_subvolume(top / "commons" / name)
+        links = top / "links" / FIRST
+        links.mkdir()
+        for slot in range(SLOTS):
+            (links / str(slot)).symlink_to(f"../../snapshots/{FIRST}")
+        (top / "current").symlink_to(f"./links/{FIRST}")
+        (top / "commons/@home/user").mkdir()
+        os.chown(top / "commons/@home/user", 1000, 1000)
+        tree = top / "snapshots" / FIRST / "@"
+        btrfsctl.create_subvolume(tree)
+        rootfs.fill_base(tree)
+
+
+def _build(image: Path, base: Path) -> None:
+    copy_sparse(base, image)
+    btrfsctl.renew_fsid(image)
+    with _mounted(image) as top:
+        rootfs.install_project(top / "snapshots" / FIRST / "@")
+
+
+@contextlib.contextmanager
+def _mounted(image: Path) -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        top = Path(tempfile.mkdtemp(prefix="apk-atomic-build-"))
+        stack.callback(top.rmdir)
+        loop = Loop(image)
+        stack.callback(loop.detach)
+        mount_btrfs(loop.path, top)
+        stack.callback(unmount, top)
+        yield top
