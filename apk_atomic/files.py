@@ -36,7 +36,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 
-class FileTooLarge(OSError):  # noqa: N818 - says what happened, as FileNotFoundError's kin in `errors` do
+class FileTooLarge(OSError):  # noqa: N818 - named for what is the case, as the classes in `errors` are
     """A file holds more bytes than its reader allowed (errno EFBIG)."""
 
 

@@ -1,4 +1,4 @@
-"""A btrfs volume of its own for a test: a sparse image in memory, on a loop device, mounted in a fresh directory."""
+"""A btrfs volume of its own for a test: a sparse image in memory, on a loop device, mounted somewhere new."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-HAVE_LOOP = os.geteuid() == 0 and os.path.exists("/dev/loop-control") and shutil.which("mkfs.btrfs") is not None
+HAVE_LOOP = os.geteuid() == 0 and os.path.exists("/dev/loop-control") and bool(shutil.which("mkfs.btrfs"))
 MIB = 1 << 20
 
 
 @contextlib.contextmanager
 def btrfs_volume(size: int = 256 * MIB, *, options: str = "noatime") -> Iterator[Path]:
-    """Yield the mount point of the top level of a new volume of `size` bytes; all of it is gone afterwards."""
+    """Yield the mount point of the top level of a new volume of `size` bytes; it is gone afterwards."""
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="btrfs-", dir="/dev/shm")))
         image, top = place / "image", place / "top"
