@@ -36,7 +36,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 @dataclass(frozen=True, slots=True)
 class FsInfo:
-    """`fsid` as blkid prints it; `generation` is the newest transaction, maybe still running (0 before 5.10)."""
+    """`fsid` as blkid prints it; `generation`: the newest transaction, maybe still open (0 before 5.10)."""
 
     fsid: str
     num_devices: int
