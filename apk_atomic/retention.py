@@ -46,7 +46,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A generation to collect, and why; `unsealed`: somebody's unfinished work, which is named to the user."""
+    """A generation to collect, and why; `unsealed`: somebody's unfinished work, to be named."""
 
     id: str
     reason: str
@@ -88,7 +88,7 @@ def _default_base(state: State) -> Generation:
         )
     if chosen.failed:
         raise Refused(
-            f"generation {chosen.id} in slot 0 is marked as failed and no base therefore; nothing was changed",
+            f"generation {chosen.id} in slot 0 is marked as failed, so it is no base; nothing was changed",
             hint=f"apk-atomic rollback leaves it, or {ask}",
         )
     return chosen
