@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 MS_NOATIME = 1024
+MNT_DETACH = 2
 LOOP_CONFIGURE, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C01, 0x4C82
 LOOP_CONFIG_SIZE, FLAGS_OFFSET, NAME_OFFSET, NAME_SIZE = 304, 8 + 52, 8 + 56, 63
 LO_FLAGS_AUTOCLEAR = 4
@@ -36,8 +37,12 @@ def mount_btrfs(device: str, target: Path, options: str = "", flags: int = MS_NO
 
 
 def unmount(target: Path) -> None:
-    """umount2(2), strict: EBUSY is a finding, not something to be lazy about."""
-    _check(_libc.umount2(os.fsencode(target), 0), target)
+    """umount2(2). Something that is still in use is unmounted lazily, and reported all the same (EBUSY)."""
+    try:
+        _check(_libc.umount2(os.fsencode(target), 0), target)
+    except OSError:
+        _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
+        raise
 
 
 def _check(result: int, target: Path) -> None:
@@ -56,13 +61,19 @@ class Loop:
 
     def detach(self) -> None:
         """Let go of the device and wait until the kernel has too; TimeoutError if something still uses it."""
-        if self._fd < 0:
-            return
+        if self._fd >= 0:
+            self.let_go()
+            self._wait()
+
+    def let_go(self) -> None:
+        """Leave it to the kernel to detach the device when its last user is gone."""
         # Without this a device that nobody ever opened again would stay: autoclear acts at a mount's end.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, LOOP_CLR_FD, 0)
         os.close(self._fd)
         self._fd = -1
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + RELEASE_SECONDS
         while self._attached():
             if time.monotonic() > deadline:

@@ -1,8 +1,8 @@
 """A running machine without the machine: a mount namespace whose / is a generation of a volume.
 
-Kernel and processes are the host's, but / is mounted as the kernel of a booted machine mounts it (so that field 4
-of its mountinfo names the generation), the commons of its fstab are mounted, /run and /tmp are fresh, and nothing
-else of the host is to be seen. Nothing here is durable.
+Kernel and processes are the host's, but / is mounted as the kernel of a booted machine mounts it, so that
+field 4 of its mountinfo names the generation; the commons of its fstab are mounted, /run and /tmp are fresh,
+and nothing else of the host is to be seen. Nothing here is durable.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Guest:
         self.device = device
         self._mountpoint = mountpoint
         self._options = options
+        self._started: list[subprocess.Popen[bytes]] = []
         self._holder = self._start(slot)
 
     @property
@@ -103,7 +104,9 @@ class Guest:
         **how: Any,
     ) -> subprocess.Popen[bytes]:
         """Start a command; the process is the command itself, so signals reach it. `how` as Popen's."""
-        return subprocess.Popen(self._enter(argv, cwd, uid), env=self._environment(env, uid), **how)
+        process = subprocess.Popen(self._enter(argv, cwd, uid), env=self._environment(env, uid), **how)
+        self._started.append(process)
+        return process
 
     def pty(
         self,
@@ -118,7 +121,11 @@ class Guest:
         how.setdefault("encoding", "utf-8")
         how.setdefault("timeout", TIMEOUT / 2)
         command, *rest = self._enter(argv, cwd, uid)
-        return pexpect.spawn(command, rest, env=self._environment(env, uid), **how)
+        terminal = pexpect.spawn(command, rest, env=self._environment(env, uid), **how)
+        # pexpect sleeps on every send and close, to spare slow hardware of the past.
+        terminal.delaybeforesend = None
+        terminal.ptyproc.delayafterclose = terminal.ptyproc.delayafterterminate = 0.01
+        return terminal
 
     def reboot(self, slot: int = 0) -> None:
         """End all that runs; boot what is in `slot` now, with a fresh /run and /tmp."""
@@ -127,13 +134,10 @@ class Guest:
 
     def shutdown(self) -> None:
         """Kill what runs and let go of all mounts. Idempotent."""
+        while self._started:
+            _end(self._started.pop())
         self.kill_strays()
-        if self._holder.stdin is not None:
-            self._holder.stdin.close()
-        self._holder.kill()
-        self._holder.wait()
-        if self._holder.stdout is not None:
-            self._holder.stdout.close()
+        _end(self._holder)
 
     def strays(self) -> list[int]:
         """Processes beside the holder that see this volume from a namespace that is not the test's."""
@@ -170,8 +174,7 @@ class Guest:
         )  # fmt: skip
         assert holder.stdout is not None
         if holder.stdout.readline() != b"up\n":
-            holder.kill()
-            holder.wait()
+            _end(holder)
             raise RuntimeError(f"slot {slot} of {self.device} does not boot")
         return holder
 
@@ -190,7 +193,8 @@ class Guest:
 BOOT_STEPS = """\
 mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
-mount --rbind /dev $root/dev
+mount --bind /dev $root/dev
+mount --bind /dev/pts $root/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs $root/dev/shm
 mount -t tmpfs -o mode=755 tmpfs $root/run
 mount -t tmpfs -o mode=1777 tmpfs $root/tmp
@@ -224,6 +228,16 @@ def _is_on(pid: str, device: str, ours: str) -> bool:
             return any(f" btrfs {device} " in line for line in lines)
     except OSError:
         return False  # it ended meanwhile, or is a zombie
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill and reap; an exited process is only reaped. Idempotent."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _text(data: bytes) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -35,34 +37,75 @@ def cache_directory() -> Path:
     return path
 
 
-def key_of(parts: Iterable[str | bytes]) -> str:
-    """A short hash of what an image is made of; the parts are separated, so moving a byte over changes it."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:24]
+def cached_image(name: str, inputs: Callable[[], Iterable[str]], build: Callable[[Path], None]) -> Path:
+    """The image `name` for what `inputs` says it is made of; where it is missing, `build(path)` makes it.
 
-
-def cached_image(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The image `name` for `key`; where it is missing, `build(path)` makes it under a lock.
-
-    A build that fails or is killed leaves nothing that anybody takes for an image.
+    One builds at a time, and a build that fails or is killed leaves nothing that anybody takes for an image;
+    neither does one whose inputs were edited meanwhile: it is built again.
     """
     directory = cache_directory()
-    final = directory / f"{name}-{key}.img"
     with locked(directory / f"{name}.lock"):
-        if not final.exists():
+        while not (final := directory / f"{name}-{_key_of(inputs())}.img").exists():
             _forget_old(directory, name)
-            part = directory / f"{name}-{key}.part"
+            part = final.with_suffix(".part")
             part.unlink(missing_ok=True)
             try:
                 build(part)
-                part.rename(final)
+                if final.name == f"{name}-{_key_of(inputs())}.img":
+                    part.rename(final)
             finally:
                 part.unlink(missing_ok=True)
         os.utime(final)
     return final
+
+
+@contextlib.contextmanager
+def scratch_directory(prefix: str) -> Iterator[Path]:
+    """A directory for big files, removed at the end; where we are killed, by the next session."""
+    _sweep(prefix)
+    with contextlib.ExitStack() as stack:
+        with locked(cache_directory() / "scratch.lock"):
+            path = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_base()))
+            stack.callback(shutil.rmtree, path)
+            handle = stack.enter_context(_open_directory(path))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`."""
+    with open(path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def _sweep(prefix: str) -> None:
+    """Once per session: remove the scratch directories that no living process holds."""
+    with locked(cache_directory() / "scratch.lock"):
+        for path in scratch_base().glob(f"{prefix}*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), _open_directory(path) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _open_directory(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _key_of(parts: Iterable[str]) -> str:
+    """A short hash; lengths stand between the parts, so that moving a character over changes it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:24]
 
 
 def _forget_old(directory: Path, name: str) -> None:
@@ -71,10 +114,3 @@ def _forget_old(directory: Path, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > KEEP_SECONDS:
                 path.unlink()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

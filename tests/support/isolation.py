@@ -9,14 +9,14 @@ import ctypes
 import errno
 import functools
 import os
-import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.support.imagecache import cache_directory, locked
+from tests.support.keys import KeyPair, make_key_pair
 
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 16384, 1 << 18
-KEY_NAME = "apk-atomic-tests.rsa.pub"
 
 
 @functools.cache
@@ -55,19 +55,14 @@ def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
         start += copied
 
 
-def signing_key() -> Path:
-    """The private key with which test repositories are signed: made once per machine, beside it KEY_NAME."""
-    directory = cache_directory()
-    private, public = directory / "key.rsa", directory / KEY_NAME
-    with locked(directory / "key.lock"):
-        if not public.exists():
-            openssl = functools.partial(subprocess.run, check=True, stderr=subprocess.DEVNULL)
-            openssl(["openssl", "genrsa", "-out", private, "2048"])
-            openssl(["openssl", "rsa", "-in", private, "-pubout", "-out", directory / "key.part"])
-            (directory / "key.part").rename(public)
-    return private
-
-
-def public_key() -> bytes:
-    """What goes to /etc/apk/keys/KEY_NAME."""
-    return signing_key().with_name(KEY_NAME).read_bytes()
+@functools.cache
+def session_key() -> KeyPair:
+    """The key with which test repositories are signed: made once per machine, as cached roots trust it."""
+    directory = cache_directory() / "key"
+    with locked(cache_directory() / "key.lock"):
+        if not directory.exists():
+            with tempfile.TemporaryDirectory(dir=cache_directory()) as part:
+                make_key_pair(part)
+                os.rename(part, directory)
+                os.mkdir(part)
+    return KeyPair(str(directory / "test.rsa"), str(directory / "test.rsa.pub"), "test.rsa.pub")

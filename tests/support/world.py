@@ -1,6 +1,8 @@
-"""The throw-away world of the tests: a volume on a loop device in the layout that apk-atomic finds on a machine.
+"""The throw-away world of the tests: a volume on a loop device, laid out as on a real machine.
 
-    with make_volume() as volume, volume.boot() as guest:
+    with make_volume() as volume:
+        volume.repo.publish(Package("hello", files={"usr/bin/hello": File(b"#!/bin/sh\\n", 0o755)}))
+        guest = volume.boot()
         guest.run(["apk-atomic", "add", "hello"], check=True)
         guest.reboot()
 
@@ -11,19 +13,19 @@ device, mount or process that cannot be got rid of is an error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support import btrfsctl, rootfs
 from tests.support.blockdev import Loop, mount_btrfs, unmount
 from tests.support.guest import Guest, Result
-from tests.support.imagecache import cached_image, key_of, scratch_base
-from tests.support.isolation import copy_sparse, private_mounts
+from tests.support.imagecache import cached_image, scratch_directory
+from tests.support.isolation import copy_sparse, private_mounts, session_key
+from tests.support.packages import Repository
 
-__all__ = ["FIRST", "Guest", "Result", "Volume", "make_volume"]
+__all__ = ["DEFAULT_SIZE", "FIRST", "MIB", "SLOTS", "Guest", "Result", "Volume", "make_volume"]
 
 MIB = 1 << 20
 DEFAULT_SIZE = 512 * MIB
@@ -42,23 +44,25 @@ tmpfs /tmp tmpfs mode=1777,nosuid,nodev 0 0
 class Volume:
     """An attached volume; its top level is mounted at `top` in the test's own mount namespace."""
 
-    def __init__(self, image: Path, top: Path) -> None:
+    def __init__(self, image: Path) -> None:
         self.image = image
-        self.top = top
+        self.top = image.with_name("top")
         self.fsid = btrfsctl.fsid_of(image)
-        self._loop = Loop(image)
         self._guests: list[Guest] = []
-        mount_btrfs(self.device, top)
+        self.attach()
 
     @property
     def device(self) -> str:
         """The block device: "/dev/loop3"."""
         return self._loop.path
 
-    @property
-    def repository(self) -> Path:
-        """The package repository that /etc/apk/repositories names; in commons, so seen from everywhere."""
-        return self.top / "commons/@var@cache/repo"
+    @functools.cached_property
+    def repo(self) -> Repository:
+        """The repository that /etc/apk/repositories names, empty at first: `repo.publish(Package(…), …)`.
+
+        It is signed, and in commons, so that a guest and the root of a change both see it.
+        """
+        return Repository(self.top / "commons/@var@cache/repo", key=session_key())
 
     def current(self) -> str:
         """The ID of the links directory that `current` points to."""
@@ -78,47 +82,14 @@ class Volume:
         return (self.top / "current" / str(slot) / "@").resolve(strict=True)
 
     def add_generation(self, name: str, prepare: Callable[[Path], None] | None = None) -> Path:
-        """Make a foreign generation as the wiki's script does: from slot 0, its fstab rendered, sealed; in no slot."""
+        """Make a foreign generation as the wiki's script does: from slot 0, sealed; it is in no slot yet."""
         tree = self.top / "snapshots" / name / "@"
         tree.parent.mkdir()
         btrfsctl.snapshot(self.tree(), tree, read_only=False)
-        self._finish(name, prepare)
+        self.finish(name, prepare)
         return tree
 
-    def point(self, *generations: str, name: str) -> None:
-        """Make links/NAME with these generations in its slots (the last one repeats) and let `current` be it."""
-        links = self.top / "links" / name
-        links.mkdir()
-        for slot in range(SLOTS):
-            target = generations[min(slot, len(generations) - 1)]
-            (links / str(slot)).symlink_to(f"../../snapshots/{target}")
-        scratch = self.top / "next" / f"current-{name}"
-        scratch.symlink_to(f"./links/{name}")
-        scratch.rename(self.top / "current")
-
-    def boot(self, slot: int = 0, *, options: str = "ro,noatime") -> Guest:
-        """Boot what is in a slot; `options` are those of `rootflags=`. The volume ends the guest, if nobody else does."""
-        place = self.top.parent / f"guest{len(self._guests)}"
-        place.mkdir()
-        guest = Guest(self.device, str(place), slot, options)
-        self._guests.append(guest)
-        return guest
-
-    def detach(self) -> None:
-        """End the guests, unmount, detach; TimeoutError or EBUSY if something is still there. Idempotent."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._loop.detach)
-            if self.top.is_mount():
-                stack.callback(unmount, self.top)
-            while self._guests:
-                stack.callback(self._guests.pop().shutdown)
-
-    def attach(self) -> None:
-        """After `detach`: attach and mount again, as after a power cycle."""
-        self._loop = Loop(self.image)
-        mount_btrfs(self.device, self.top)
-
-    def _finish(self, name: str, prepare: Callable[[Path], None] | None) -> None:
+    def finish(self, name: str, prepare: Callable[[Path], None] | None = None) -> None:
         """Render the fstab of a generation that is still writable, let `prepare` change it, seal it."""
         tree = self.top / "snapshots" / name / "@"
         template = (self.top / "fstab").read_text()
@@ -127,40 +98,82 @@ class Volume:
             prepare(tree)
         btrfsctl.set_read_only(tree, True)
 
+    def point(self, *generations: str, name: str) -> None:
+        """Make links/NAME with these generations (the last one repeats) and let `current` be it."""
+        make_links(self.top, generations, name)
+        scratch = self.top / "next" / f"current-{name}"
+        scratch.symlink_to(f"./links/{name}")
+        scratch.rename(self.top / "current")
+
+    def boot(self, slot: int = 0, *, options: str = "ro,noatime") -> Guest:
+        """Boot what is in a slot; `options` are those of `rootflags=`. `detach` ends it at the latest."""
+        place = self.image.with_name(f"guest{len(self._guests)}")
+        place.mkdir(exist_ok=True)
+        guest = Guest(self.device, str(place), slot, options)
+        self._guests.append(guest)
+        return guest
+
+    def attach(self) -> None:
+        """After `detach`: attach and mount again, as after a power cycle."""
+        self._loop = Loop(self.image)
+        mount_btrfs(self.device, self.top)
+
+    def detach(self) -> None:
+        """End the guests, unmount, detach; TimeoutError or EBUSY if something is still there. Idempotent."""
+        try:
+            while self._guests:
+                self._guests.pop().shutdown()
+            if self.top.is_mount():
+                unmount(self.top)
+        except BaseException:
+            self._loop.let_go()
+            raise
+        self._loop.detach()
+
 
 @contextlib.contextmanager
 def make_volume(
     size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None
 ) -> Iterator[Volume]:
-    """A fresh volume of `size` bytes, booted by nobody; `prepare` may change its first tree before it is sealed.
+    """A fresh volume of `size` bytes; `prepare` may change its first tree before that is sealed.
 
     Each has a file system id of its own, so any number can be there at once.
     """
     private_mounts()
     template = _template(size)
     with contextlib.ExitStack() as stack:
-        memory = Path(tempfile.mkdtemp(prefix="apk-atomic-volume-", dir=scratch_base()))
-        stack.callback(shutil.rmtree, memory)
-        image = memory / "volume.img"
+        place = stack.enter_context(scratch_directory("apk-atomic-volume-"))
+        image = place / "volume.img"
         copy_sparse(template, image)
         btrfsctl.renew_fsid(image)
-        # Not below /dev: guests have the host's /dev, with all that is mounted in it.
-        place = Path(tempfile.mkdtemp(prefix="apk-atomic-mounts-"))
-        stack.callback(shutil.rmtree, place)
-        volume = Volume(image, place / "top")
+        volume = Volume(image)
         stack.callback(volume.detach)
         (volume.top / "fstab").write_text(FSTAB.format(fsid=volume.fsid))
-        volume._finish(FIRST, prepare)
+        volume.repo.write_index()
+        volume.finish(FIRST, prepare)
         yield volume
+
+
+def make_links(top: Path, generations: tuple[str, ...], name: str) -> None:
+    """Make links/NAME: a slot for each generation, the last one repeated."""
+    links = top / "links" / name
+    links.mkdir()
+    for slot in range(SLOTS):
+        target = generations[min(slot, len(generations) - 1)]
+        (links / str(slot)).symlink_to(f"../../snapshots/{target}")
 
 
 def _template(size: int) -> Path:
     """The image of which volumes are copies: the layout, with a first tree that is not sealed yet."""
-    base_key = key_of([str(size), Path(__file__).read_bytes(), *rootfs.base_inputs()])
-    base = cached_image("base", base_key, lambda image: _build_base(image, size))
-    return cached_image(
-        "world", key_of([base_key, *rootfs.project_inputs()]), lambda image: _build(image, base)
-    )
+
+    def base_inputs() -> list[str]:
+        return [str(size), Path(__file__).read_text(), *rootfs.base_inputs()]
+
+    def inputs() -> list[str]:
+        return [*base_inputs(), *rootfs.project_inputs()]
+
+    base = cached_image("base", base_inputs, lambda image: _build_base(image, size))
+    return cached_image("world", inputs, lambda image: _build(image, base))
 
 
 def _build_base(image: Path, size: int) -> None:
@@ -170,10 +183,7 @@ def _build_base(image: Path, size: int) -> None:
             (top / name).mkdir()
         for name in COMMONS:
             btrfsctl.create_subvolume(top / "commons" / name)
-        links = top / "links" / FIRST
-        links.mkdir()
-        for slot in range(SLOTS):
-            (links / str(slot)).symlink_to(f"../../snapshots/{FIRST}")
+        make_links(top, (FIRST,), FIRST)
         (top / "current").symlink_to(f"./links/{FIRST}")
         (top / "commons/@home/user").mkdir()
         os.chown(top / "commons/@home/user", 1000, 1000)
@@ -192,8 +202,7 @@ def _build(image: Path, base: Path) -> None:
 @contextlib.contextmanager
 def _mounted(image: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
-        top = Path(tempfile.mkdtemp(prefix="apk-atomic-build-"))
-        stack.callback(top.rmdir)
+        top = stack.enter_context(scratch_directory("apk-atomic-build-")) / "top"
         loop = Loop(image)
         stack.callback(loop.detach)
         mount_btrfs(loop.path, top)
