@@ -184,9 +184,7 @@ class Guest:
         device = shlex.quote(self.device)
         options = shlex.quote(f"{self._options},subvol=/current/{slot}/@")
         return (
-            f"root={root}\nmount -t btrfs -o {options} {device} $root\n"
-            + BOOT_STEPS.format(device=device)
-            + LAST_STEPS
+            f"root={root}\nmount -t btrfs -o {options} {device} $root\n" + BOOT_STEPS.format(device=device) + LAST_STEPS
         )
 
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.apks import which_apk
 from tests.support.binaries import add_binary, busybox
 from tests.support.isolation import session_key
 from tests.support.packages import machine_arch
@@ -52,7 +53,7 @@ def base_inputs() -> Iterator[str]:
     """What the tree without apk-atomic is made of."""
     yield Path(__file__).read_text()
     yield from python_inputs()
-    for path in (busybox(), *_apk_files()):
+    for path in (busybox(), Path(which_apk().path)):
         status = path.stat()
         yield f"{path} {status.st_size} {status.st_mtime_ns}"
     yield Path(session_key().public).read_text()
@@ -83,11 +84,9 @@ def install_project(root: Path) -> None:
     """Install apk-atomic into a tree that `fill_base` made."""
     target = site_packages(root) / "apk_atomic"
     shutil.copytree(PROJECT / "apk_atomic", target, ignore=shutil.ignore_patterns("__pycache__"))
-    front = target / "front.py"
-    if front.exists():
-        command = root / "usr/bin/apk-atomic"
-        command.write_text("#!/usr/bin/python3 -I\n" + front.read_text())
-        command.chmod(0o755)
+    command = root / "usr/bin/apk-atomic"
+    shutil.copyfile(PROJECT / "apk_atomic/front.py", command)
+    command.chmod(0o755)
     compile_modules(target, root)
 
 
@@ -102,14 +101,8 @@ def _add_busybox(root: Path) -> None:
             link.symlink_to("/bin/busybox")
 
 
-def _apk_files() -> list[Path]:
-    choices = [os.environ.get("APK", ""), "/sbin/apk", str(PROJECT / "tests/support/standin/apk")]
-    return [Path(choice) for choice in choices if choice and os.access(choice, os.X_OK)][:1]
-
-
 def _add_apk(root: Path) -> None:
-    """Put the apk into the tree and let it make the empty database."""
-    for source in _apk_files():
-        add_binary(root, source, "sbin/apk")
-        command = ["chroot", str(root), "/sbin/apk", "add", "--initdb", "--no-network"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=CLEAN)
+    """Put the apk of this session into the tree and let it make the empty database."""
+    add_binary(root, Path(which_apk().path), "sbin/apk")
+    command = ["chroot", str(root), "/sbin/apk", "add", "--initdb", "--no-network"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=CLEAN)

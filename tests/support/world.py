@@ -132,9 +132,7 @@ class Volume:
 
 
 @contextlib.contextmanager
-def make_volume(
-    size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None
-) -> Iterator[Volume]:
+def make_volume(size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None) -> Iterator[Volume]:
     """A fresh volume of `size` bytes; `prepare` may change its first tree before that is sealed.
 
     Each has a file system id of its own, so any number can be there at once.
