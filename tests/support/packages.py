@@ -71,9 +71,10 @@ Entry = File | Symlink | Directory
 class Package:
     """What a package is to hold. `arch` "" is the repository's.
 
-    apk neither unpacks a package of installed size zero nor runs its scripts, so the size is at least 1
-    unless `meta` says that exactly such a package is wanted. `builddate` tells two builds of one version
-    apart, as `rebuilt` in a package diff.
+    apk neither unpacks a package of installed size zero nor runs its scripts, and loses the flags of one
+    without any entry (2.14 even gives them to the next package). So the size is at least 1 and the directory
+    `usr` is in it, unless `meta` says that exactly such a package is wanted. `builddate` tells two builds
+    of one version apart, as `rebuilt` in a package diff.
     """
 
     name: str
@@ -214,9 +215,10 @@ def _signature(key: KeyPair, payload: bytes) -> bytes:
     return _gzip(_member(f".SIGN.RSA.{key.name}", key.sign(payload)))
 
 
-def _with_parents(files: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
+def _with_parents(package: Package) -> Iterator[tuple[str, Entry]]:
     """Every entry, each directory before what lies in it: apk refuses a file without its directory."""
-    entries: dict[str, Entry] = {}
+    files = package.files
+    entries: dict[str, Entry] = {} if files or package.meta else {"usr": Directory()}
     for path in files:
         parts = path.split("/")
         for depth in range(1, len(parts)):
@@ -227,7 +229,7 @@ def _with_parents(files: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
 def _data(package: Package) -> bytes:
     """The tar members of the data stream, without the end of the archive."""
     members = []
-    for path, entry in _with_parents(package.files):
+    for path, entry in _with_parents(package):
         match entry:
             case Directory(mode):
                 members.append(_member(path + "/", info=_info(package, tarfile.DIRTYPE, mode)))
