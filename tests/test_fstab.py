@@ -306,6 +306,7 @@ def test_configuration_says_otherwise() -> None:
         "LABEL=ROOT /mnt btrfs subvol=/snapshots/other/@",
         "LABEL=ROOT /mnt btrfs subvol=snapshots/other/@",
         "LABEL=ROOT /mnt btrfs subvol=/commons/../snapshots",
+        "LABEL=ROOT /mnt btrfs subvol=/commons/x/../@y",
         "LABEL=ROOT /mnt btrfs subvol=/./staging/x/@",
         "LABEL=ROOT /mnt btrfs subvol=current/0/@",
         "LABEL=ROOT /mnt btrfs subvol=/commons/@x,noauto",
