@@ -1,0 +1,42 @@
+# make demo: the main job, for real, on a volume of its own.   make test: the whole suite.
+# Both set up what they need (system packages, a virtual environment in .venv) and leave nothing behind.
+
+PREFIX = /usr
+DESTDIR =
+PYTHON = python3
+VENV = .venv
+# where $(PYTHON) looks for packages when it is installed in $(PREFIX)
+SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib", "posix_prefix", {"base": "$(PREFIX)"}))')
+INTERPRETER = $(PREFIX)/bin/python3
+
+.PHONY: all install demo test lint bench setup clean
+
+all:
+	@echo "make install [DESTDIR=] [PREFIX=/usr] | demo | test | lint | bench"
+
+install:
+	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
+	install -m 644 apk_atomic/*.py apk_atomic/py.typed "$(DESTDIR)$(SITE)/apk_atomic/"
+	install -m 644 apk_atomic/commands/*.py "$(DESTDIR)$(SITE)/apk_atomic/commands/"
+	sed '1s|^#!.*|#!$(INTERPRETER) -I|' apk_atomic/front.py > "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
+	chmod 755 "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
+	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
+
+setup:
+	sh tests/support/setup.sh "$(VENV)"
+
+demo: setup
+	"$(VENV)/bin/python" -m tests.demo
+
+test: setup
+	"$(VENV)/bin/python" -m pytest
+
+lint: setup
+	"$(VENV)/bin/python" -m pytest tests/test_lint.py tests/test_layers.py
+
+bench: setup
+	"$(VENV)/bin/python" -m bench
+
+clean:
+	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
