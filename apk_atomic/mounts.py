@@ -1,0 +1,129 @@
+"""mount(2), its relatives and the mount table: thin system calls, no policy.
+
+Paths inside a root that is not ours are given as descriptors (`descriptor_path`), so that no symbolic link of that
+root can lead a mount to the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+# <sys/mount.h>
+RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
+REMOUNT, NOATIME, BIND, REC = 0x20, 0x400, 0x1000, 0x4000
+PRIVATE, SLAVE = 0x40000, 0x80000
+DETACH = 2  # umount2(2)
+
+# <sched.h>
+NEWNS, NEWPID = 0x00020000, 0x20000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# syscall(2) numbers of pivot_root, which has no wrapper in libc
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217, "loongarch64": 41}
+_PIVOT_ROOT_32 = {"armv7l": 218, "armv8l": 218, "armv6l": 218, "i686": 217, "i586": 217, "x86_64": 217}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/PID/mountinfo, proc_pid_mountinfo(5); `root` is field 4, `source` field 10."""
+
+    device: str
+    root: str
+    point: str
+    fstype: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2); OSError (EPERM: not root)."""
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2); OSError names the target."""
+    encoded = [os.fsencode(text) if text else None for text in (source, target, fstype)]
+    options = os.fsencode(data) if data else None
+    _checked(_libc.mount(*encoded, ctypes.c_ulong(flags), options), f"mount of {source or fstype} at {target}")
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_libc.umount2(os.fsencode(target), flags), f"unmount of {target}")
+
+
+def make_private() -> None:
+    """A new mount namespace for this process; nothing mounted from now on is seen outside it."""
+    unshare(NEWNS)
+    mount("", "/", flags=REC | PRIVATE)
+
+
+def pivot_to(path: str) -> None:
+    """Makes the mount at `path` the root of this process; the old root is detached, no path leads to it."""
+    machine = os.uname().machine
+    table = _PIVOT_ROOT if ctypes.sizeof(ctypes.c_void_p) == 8 else _PIVOT_ROOT_32
+    os.chdir(path)
+    # pivot_root(2), "pivot_root(".", ".")": the old root is stacked on the new one and comes off at once
+    _checked(_libc.syscall(ctypes.c_long(table[machine]), b".", b"."), f"pivot_root to {path}")
+    unmount(".", DETACH)
+    os.chdir("/")
+
+
+def descriptor_path(fd: int) -> str:
+    """A path that names exactly what the descriptor is open on."""
+    return f"/proc/self/fd/{fd}"
+
+
+_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+
+
+def _unescape(field: str) -> str:
+    if "\\" in field:
+        for code, character in _ESCAPES:
+            field = field.replace(code, character)
+    return field
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """The mounts of a mountinfo file, oldest first."""
+    found = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        before, after = left.split(" "), right.split(" ")
+        if len(before) < 6 or len(after) < 3:
+            continue
+        found.append(
+            Mount(
+                device=before[2],
+                root=_unescape(before[3]),
+                point=_unescape(before[4]),
+                fstype=after[0],
+                source=_unescape(after[1]),
+                super_options=tuple(_unescape(after[2]).split(",")),
+            )
+        )
+    return tuple(found)
+
+
+def mount_table(process: str = "self") -> tuple[Mount, ...]:
+    """What is mounted in the namespace of a process; OSError where it is gone."""
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        return parse_mountinfo(table.read())
+
+
+def covering(path: str, table: tuple[Mount, ...]) -> Mount | None:
+    """The mount that `path` (absolute, normalised) lies in: the longest mount point above it, the latest of those."""
+    best: Mount | None = None
+    for entry in table:
+        below = path == entry.point or path.startswith(entry.point.rstrip("/") + "/")
+        if below and (best is None or len(entry.point) >= len(best.point)):
+            best = entry
+    return best

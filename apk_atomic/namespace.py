@@ -1,0 +1,344 @@
+"""Processes that run in the root of a change: an intermediate, the namespace's init, and the command itself.
+
+    wrapper ── intermediate ── init (PID 1 of a new mount and PID namespace) ── command, its scripts, …
+
+The wrapper never enters a PID namespace: it could not fork a second one. The intermediate enters it, waits for
+init, and ends only when every process in the namespace is gone; until then it keeps the descriptors it was given
+(the lock). Init dies on EOF of a pipe that only the wrapper holds, so a killed wrapper takes the change with it.
+
+The command stays in the wrapper's process group: Ctrl-C and Ctrl-Z reach it from the terminal like any
+command of the caller's shell, pipelines keep working, and a shell inside may do job control of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from apk_atomic import mounts
+from apk_atomic.errors import AtomicError, CheckFailed
+from apk_atomic.signals import Signals, read_signal, signalfd
+
+GRACE = 10.0  # seconds between the first signal passed on and SIGKILL for everything
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # <linux/prctl.h>
+_DROPPED = (16, 17, 22, 25)  # CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME
+_KILL = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to execute in the root: `program` is a path inside it or a name for PATH; `argv` starts with argv[0]."""
+
+    program: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str = "/"
+    keep_fds: tuple[int, ...] = ()
+    interactive: bool = False  # a shell: a Ctrl-C at its prompt is not for us
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipes:
+    alive: tuple[int, int]  # wrapper → init: signal numbers to pass on; EOF: die
+    report: tuple[int, int]  # init → wrapper: lines, see `_Report`
+
+
+class _Report:
+    """What init tells the wrapper: `F message` setup failed, `S pgid` command stopped, `X status` ended."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.failure: str | None = None
+        self.status: int | None = None
+        self.stopped_group = 0
+        self._rest = b""
+
+    def read(self) -> bool:
+        """Takes in what is there; False at its end."""
+        data = os.read(self.fd, 65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            kind, _, value = line.decode("utf-8", "surrogateescape").partition(" ")
+            if kind == "F":
+                self.failure = value
+            elif kind == "X":
+                self.status = int(value)
+            elif kind == "S":
+                self.stopped_group = int(value)
+        return bool(data)
+
+
+def run(command: Command, enter: Callable[[], None], signals: Signals, *, held: Sequence[int] = ()) -> int:
+    """Runs a command in the root that `enter` makes; returns its exit status (128 + n for signal n).
+
+    `enter` is called as PID 1 of fresh mount and PID namespaces and leaves them with the root in place; what it
+    raises as AtomicError or OSError comes out here as CheckFailed. When this returns, every process that the command
+    started is dead. `held` descriptors stay open until then, even if this process is killed.
+    An ending signal is passed on once, then everything is killed; the caller finds it in `signals.first`.
+    """
+    pipes = _Pipes(os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC))
+    terminal = Terminal.find()
+    intermediate = os.fork()
+    if intermediate == 0:
+        _intermediate(command, enter, signals, pipes, held)
+    os.close(pipes.alive[0])
+    os.close(pipes.report[1])
+    report = _Report(pipes.report[0])
+    try:
+        _supervise(report, pipes.alive[1], signals, terminal, patient=command.interactive)
+    finally:
+        os.close(pipes.alive[1])
+        os.close(pipes.report[0])
+        os.waitpid(intermediate, 0)
+        terminal.restore()
+    if report.failure is not None:
+        raise CheckFailed(report.failure)
+    if report.status is None:
+        return 128 + _KILL
+    return report.status
+
+
+def _supervise(report: _Report, control: int, signals: Signals, terminal: Terminal, *, patient: bool) -> None:
+    """Until init has gone: passes signals on once, kills after a grace period or a second signal."""
+    poll = select.poll()
+    poll.register(report.fd, select.POLLIN)
+    poll.register(signals.fd, select.POLLIN)
+    timeout: float | None = None
+    while True:
+        ready = dict(poll.poll(timeout))
+        if not ready:
+            os.write(control, bytes([_KILL]))
+        if signals.fd in ready and (arrived := signals.poll()) is not None:
+            if patient and arrived.from_terminal and arrived.number in (signal.SIGINT, signal.SIGQUIT):
+                signals.first = None
+            else:
+                again = timeout is not None
+                number = _KILL if again else arrived.number
+                if again or not arrived.from_terminal:
+                    _tell(control, number)
+                timeout = GRACE * 1000
+        if report.fd in ready and not report.read():
+            return
+        if report.stopped_group:
+            terminal.suspend(report.stopped_group)
+            report.stopped_group = 0
+            _tell(control, signal.SIGCONT)
+
+
+def _tell(control: int, number: int) -> None:
+    try:
+        os.write(control, bytes([number]))
+    except BrokenPipeError:
+        return  # init has just ended
+
+
+# ---- the intermediate and init: these never return -------------------------------------------------------
+
+
+def _intermediate(
+    command: Command, enter: Callable[[], None], signals: Signals, pipes: _Pipes, held: Sequence[int]
+) -> None:
+    status = 1
+    try:
+        os.close(pipes.alive[1])
+        os.close(pipes.report[0])
+        mounts.make_private()
+        mounts.unshare(mounts.NEWPID)
+        init = os.fork()
+        if init == 0:
+            _init(command, enter, signals, pipes)
+        keep = {0, 1, 2, *held}
+        _close_all_but(keep)
+        os.waitpid(init, 0)
+        status = 0
+    except OSError as error:
+        os.write(pipes.report[1], f"F cannot make a namespace: {error}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: _Pipes) -> None:
+    control, report = pipes.alive[0], pipes.report[1]
+    try:
+        _die_with_parent()
+        children = signalfd((signal.SIGCHLD,))
+        enter()
+        _close_all_but({0, 1, 2, control, report, children, *command.keep_fds})
+        drop_capabilities()
+        child = os.fork()
+        if child == 0:
+            _exec(command, signals, report)
+        _reap(child, control, report, children)
+    except (AtomicError, OSError) as error:
+        _say(report, f"F {error}")
+    finally:
+        os._exit(0)
+
+
+def _reap(child: int, control: int, report: int, children: int) -> None:
+    """Init's loop: passes on what the wrapper sends, buries orphans, ends with the command or the wrapper."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(children, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        if control in ready:
+            orders = os.read(control, 64)
+            if not orders or _KILL in orders:
+                return
+            for number in orders:
+                _pass_on(child, number)
+        if children in ready:
+            while read_signal(children) is not None:
+                pass
+            status = _bury(child, report)
+            if status is not None:
+                _say(report, f"X {status}")
+                return
+
+
+def _pass_on(child: int, number: int) -> None:
+    group = os.getpgid(child)
+    if number == signal.SIGCONT and group != os.getpgrp():
+        os.killpg(group, number)
+    else:
+        os.kill(child, number)
+
+
+def _bury(child: int, report: int) -> int | None:
+    """Reaps every child that ended; the command's exit status if it is among them."""
+    ended = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        if pid != child:
+            continue
+        if os.WIFSTOPPED(status):
+            group = os.getpgid(child)
+            # in the wrapper's own group the terminal has stopped the wrapper too: nothing to tell
+            if group != os.getpgrp():
+                _say(report, f"S {group}")
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        ended = code if code >= 0 else 128 - code
+
+
+def _exec(command: Command, signals: Signals, report: int) -> None:
+    try:
+        _change_directory(command.directory)
+        for fd in command.keep_fds:
+            os.set_inheritable(fd, True)
+        signals.restore_for_exec()
+        os.execvpe(command.program, command.argv, command.environment)
+    except OSError as error:
+        _say(report, f"F cannot execute {command.program} in the new generation: {error.strerror}")
+    finally:
+        os._exit(127)
+
+
+def _change_directory(path: str) -> None:
+    """Where the caller was, if the root has such a place."""
+    try:
+        os.chdir(path)
+    except OSError:
+        os.chdir("/")
+
+
+def _say(report: int, line: str) -> None:
+    data = line.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n"
+    try:
+        os.write(report, data)
+    except BrokenPipeError:
+        return  # the wrapper is gone; so are we, in a moment
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Nothing that this process had open (the top level, the lock) may be found in /proc/1/fd."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the descriptor of the listing itself
+
+
+def _die_with_parent() -> None:
+    """prctl(2): SIGKILL when the intermediate dies; its death by anything but our own hand is a kill."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(_KILL))
+
+
+def drop_capabilities() -> None:
+    """Removes from the bounding set what a change of packages never needs; capabilities(7): exec obeys it."""
+    libc = ctypes.CDLL(None)
+    for capability in _DROPPED:
+        libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The controlling terminal as it was before the command ran; fd -1: there is none, or not for us."""
+
+    fd: int
+    group: int
+    attributes: list[int | list[bytes | int]] | None
+
+    @staticmethod
+    def find() -> Terminal:
+        """Looks at descriptors 0, 1, 2; only a terminal whose foreground group is ours is ever touched."""
+        import termios
+
+        for fd in (0, 1, 2):
+            try:
+                if os.tcgetpgrp(fd) == os.getpgrp():
+                    return Terminal(fd, os.getpgrp(), termios.tcgetattr(fd))
+            except (OSError, termios.error):
+                continue
+        return Terminal(-1, 0, None)
+
+    def restore(self) -> None:
+        """Gives the terminal back to our group, with the attributes it had; a lost terminal is no error."""
+        if self.fd < 0 or self.attributes is None:
+            return
+        import termios
+
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+        try:
+            if os.tcgetpgrp(self.fd) != self.group:
+                os.tcsetpgrp(self.fd, self.group)
+            if termios.tcgetattr(self.fd) != self.attributes:
+                termios.tcsetattr(self.fd, termios.TCSADRAIN, self.attributes)
+        except (OSError, termios.error):
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def suspend(self, group: int) -> None:
+        """The command stopped in a group of its own: stop our job for the caller's shell, then hand it back."""
+        if self.fd < 0:
+            return
+        try:
+            inside = os.tcgetpgrp(self.fd)
+        except OSError:
+            return
+        self.restore()
+        os.killpg(os.getpgrp(), signal.SIGTSTP)
+        # here again: the shell continued the job, in the foreground or not
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+        try:
+            if os.tcgetpgrp(self.fd) == self.group:
+                os.tcsetpgrp(self.fd, inside)
+        except OSError:
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
