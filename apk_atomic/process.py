@@ -1,0 +1,85 @@
+"""Processes outside the root of a change (hooks, tools): the only module that imports sh, and only when needed.
+
+A plain transaction runs none: importing sh costs several times what the transaction does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from apk_atomic.errors import AtomicError, Refused
+
+TIMEOUT = 600.0  # seconds that a hook may take
+_PASSED = ("PATH", "TERM", "HOME", "TZ", "http_proxy", "https_proxy", "no_proxy")
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A process that ended: exit status (128 + n for signal n), and what it said on stdout and stderr."""
+
+    status: int
+    output: str
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a process of ours sees: a few of our variables, a fixed locale, and `extra`."""
+    kept = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    return {"PATH": _DEFAULT_PATH, "LC_ALL": "C", **kept, **extra}
+
+
+def run(argv: Sequence[str], extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> Finished:
+    """Runs `argv` to its end with stdin from /dev/null; a status is an answer, not an error.
+
+    Raises AtomicError when it cannot be started or takes longer than `timeout` seconds (it is killed then).
+    """
+    import sh
+
+    try:
+        command = sh.Command(argv[0])
+        # _return_cmd: the RunningCommand, not its text; sh's terminal would change what tools print
+        with open(os.devnull, "rb") as nothing:
+            done = command(
+                *argv[1:], _env=environment(extra or {}), _in=nothing, _err_to_out=True, _tty_out=False,
+                _ok_code=list(range(256)), _timeout=timeout, _return_cmd=True, _truncate_exc=False,
+                _preexec_fn=_unblock_signals,
+            )  # fmt: skip
+    except sh.CommandNotFound as error:
+        raise AtomicError(f"cannot run {argv[0]}: not found or not executable") from error
+    except sh.TimeoutException as error:
+        raise AtomicError(f"{argv[0]} did not end within {timeout:g} s and was killed") from error
+    except sh.SignalException as error:
+        return Finished(128 - error.exit_code, os.fsdecode(error.stdout))
+    except OSError as error:
+        raise AtomicError(f"cannot run {argv[0]}: {error.strerror}") from error
+    return Finished(done.exit_code, os.fsdecode(done.stdout))
+
+
+def _unblock_signals() -> None:
+    """A transaction holds the ending signals back; what it runs must be able to get them."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def hooks(directory: str) -> list[str]:
+    """The executables of a hook directory, sorted by name; names with a dot (editor copies, .apk-new) are no hooks."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    paths = [f"{directory}/{name}" for name in names if "." not in name and not name.endswith("~")]
+    return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
+
+
+def run_hooks(directory: str, extra: Mapping[str, str]) -> None:
+    """Runs the hooks of a directory in order; Refused names the first that fails, with what it said."""
+    for path in hooks(directory):
+        finished = run([path], extra)
+        if finished.status:
+            said = finished.output.strip()
+            raise Refused(
+                f"{path} refused with exit status {finished.status}" + (f": {said}" if said else ""),
+                hint=f"nothing was changed; look into {path}",
+            )
