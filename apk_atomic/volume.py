@@ -1,0 +1,314 @@
+"""The opened volume: its top level, generations, slots and records, read as they are.
+
+Nothing here changes a byte of the volume. Whatever is damaged (a record, a slot, a stray file in `snapshots/`) is
+reported as such and never stops the reading of the rest; only a `current` that names no links directory is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from apk_atomic import btrfs, files, mounts
+from apk_atomic.errors import CheckFailed, NotSuchRoot
+from apk_atomic.locate import Located
+from apk_atomic.lock import RUN, make_run_directory
+from apk_atomic.model import DamagedRecord, Generation, Record, State, from_json_dict
+from apk_atomic.names import is_safe_name
+
+PENDING = f"{RUN}/next"
+TOP_LEVEL = f"{RUN}/top"
+RECORD = "generation.json"
+OUR_FILES = frozenset((RECORD, "good", "failed", "attempts", "pinned"))
+_RECORD_LIMIT = 1 << 24  # bytes
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_TOP_LEVEL_ID = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume whose top level is open as `top`; `booted` as in Located."""
+
+    device: str
+    fsid: str
+    booted: str | None
+    top: int
+    read_only: bool
+
+    @property
+    def running(self) -> bool:
+        return self.booted is not None
+
+
+@contextmanager
+def opened(located: Located) -> Iterator[Volume]:
+    """Mounts the top level (noatime) in this process's mount namespace, which must be private already.
+
+    A volume that is mounted read-only elsewhere is opened read-only. Raises NotSuchRoot when the device cannot be
+    mounted as btrfs or does not have the layout.
+    """
+    make_run_directory()
+    os.makedirs(TOP_LEVEL, mode=0o700, exist_ok=True)
+    read_only = _mount_top(located.device)
+    top = os.open(TOP_LEVEL, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        _require_layout(top, located.device)
+        yield Volume(located.device, located.fsid, located.booted, top, read_only)
+    finally:
+        os.close(top)
+        mounts.unmount(TOP_LEVEL)
+
+
+def _mount_top(device: str) -> bool:
+    options = f"subvolid={_TOP_LEVEL_ID}"
+    try:
+        mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME, options)
+    except OSError as error:
+        try:
+            mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME | mounts.RDONLY, options)
+        except OSError:
+            raise NotSuchRoot(
+                f"cannot mount the top level of {device}: {error.strerror}; nothing was changed",
+                hint="dmesg says why",
+            ) from error
+        return True
+    return False
+
+
+def _require_layout(top: int, device: str) -> None:
+    missing = [name for name in ("snapshots", "links") if not _is_directory(top, name)]
+    if missing:
+        raise NotSuchRoot(
+            f"the top level of {device} has no {' and no '.join(missing)}; nothing was changed",
+            hint="apk-atomic init makes the layout on a new volume",
+        )
+
+
+def _is_directory(top: int, name: str) -> bool:
+    try:
+        os.close(files.open_beneath(top, name, _DIRECTORY))
+    except OSError:
+        return False
+    return True
+
+
+# ---- the pointer and its slots ---------------------------------------------------------------------------
+
+
+def current_links(volume: Volume) -> str:
+    """The ID of the links directory that `current` names; CheckFailed when it is no such link."""
+    hint = "mount the top level (subvolid=5) and point it at a directory of links/: ln -sfn ./links/ID current"
+    try:
+        target = os.readlink("current", dir_fd=volume.top)
+    except FileNotFoundError:
+        raise NotSuchRoot("the volume has no `current`; nothing was changed", hint=hint) from None
+    except OSError as error:
+        what = f"`current` is not a symbolic link ({error.strerror}); nothing was changed"
+        raise CheckFailed(what, hint=hint) from None
+    name = links_of(target)
+    if name is None:
+        raise CheckFailed(f"`current` points to {target!r}, not to ./links/ID; nothing was changed", hint=hint)
+    if not _is_directory(volume.top, f"links/{name}"):
+        raise CheckFailed(f"`current` points to links/{name}, which does not exist; nothing was changed", hint=hint)
+    return name
+
+
+def links_of(target: str) -> str | None:
+    """The ID in a link text `./links/ID`, None for any other text."""
+    name = target.removeprefix("./").rstrip("/")
+    if not name.startswith("links/"):
+        return None
+    name = name.removeprefix("links/")
+    return name if is_safe_name(name) else None
+
+
+def slot_target(text: str) -> str | None:
+    """The ID in a link text `../../snapshots/ID`, None for any other text: such a slot is not ours to follow."""
+    name = text.rstrip("/")
+    if not name.startswith("../../snapshots/"):
+        return None
+    name = name.removeprefix("../../snapshots/")
+    return name if is_safe_name(name) else None
+
+
+def slot_links(volume: Volume, links: str) -> tuple[str, ...]:
+    """What slots 0… of a links directory name; '' for a link that is missing or leads not to `snapshots/ID`."""
+    fd = files.open_beneath(volume.top, f"links/{links}", _DIRECTORY)
+    try:
+        numbers = [int(name) for name in os.listdir(fd) if name.isascii() and name.isdigit() and len(name) < 4]
+        found = []
+        for number in range(max(numbers, default=-1) + 1):
+            try:
+                found.append(slot_target(os.readlink(str(number), dir_fd=fd)) or "")
+            except OSError:
+                found.append("")
+        return tuple(found)
+    finally:
+        os.close(fd)
+
+
+def pending_ids() -> tuple[str, ...]:
+    """The lines of /run/apk-atomic/next: links directories that this boot's commits moved `current` to.
+
+    Usually one. During a commit there are two, the new one first: whichever side of the rename a power
+    cut or a kill leaves us on, the pending generation stays known as pending.
+    """
+    try:
+        with open(PENDING, encoding="utf-8", errors="surrogateescape") as file:
+            return tuple(file.read(1024).split())
+    except OSError:
+        return ()
+
+
+# ---- generations -----------------------------------------------------------------------------------------
+
+
+def read_state(volume: Volume, *, records: bool = False) -> State:
+    """All generations, the slots and what is booted; records are read only when asked for (`read_record`)."""
+    links = current_links(volume)
+    return _state(volume, links, slot_links(volume, links), tuple(_generations(volume, records=records)))
+
+
+def _state(volume: Volume, links: str, named: tuple[str, ...], generations: tuple[Generation, ...]) -> State:
+    known = {each.id for each in generations}
+    slots = tuple(name if name in known else "" for name in named)
+    moved = volume.running and links in pending_ids()
+    return State(
+        generations=generations,
+        slots=slots,
+        booted=volume.booted,
+        pending=moved and bool(slots) and slots[0] != volume.booted,
+    )
+
+
+def read_slots(volume: Volume) -> State:
+    """The same state, but of all generations only those in a slot and the booted one."""
+    links = current_links(volume)
+    named = slot_links(volume, links)
+    snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
+    try:
+        wanted = [name for name in dict.fromkeys([*named, volume.booted or ""]) if name]
+        found = [read_generation(volume, snapshots, name) for name in wanted]
+    finally:
+        os.close(snapshots)
+    return _state(volume, links, named, tuple(each for each in found if each is not None))
+
+
+def count_generations(volume: Volume) -> int:
+    """How many names `snapshots/` holds that may be generations."""
+    return sum(is_safe_name(name) for name in files.list_names(volume.top, "snapshots"))
+
+
+def _generations(volume: Volume, *, records: bool) -> Iterator[Generation]:
+    snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
+    try:
+        for name in sorted(os.listdir(snapshots)):
+            if is_safe_name(name) and (found := read_generation(volume, snapshots, name, records=records)):
+                yield found
+    finally:
+        os.close(snapshots)
+
+
+def read_generation(volume: Volume, snapshots: int, name: str, *, records: bool = False) -> Generation | None:
+    """The generation in `snapshots/NAME`; None where there is no subvolume `@`."""
+    try:
+        directory = files.open_beneath(snapshots, name, _DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return _read_in(directory, name, records=records)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+
+
+def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:
+    beside = set(os.listdir(directory))
+    if "@" not in beside:
+        return None
+    root = files.open_beneath(directory, "@", _DIRECTORY)
+    try:
+        if not btrfs.is_subvolume(root):
+            return None
+        info = btrfs.subvolume_info(root)
+    finally:
+        os.close(root)
+    return Generation(
+        id=name,
+        order=info.otransid,
+        created=info.otime,
+        sealed=info.readonly,
+        foreign=not beside & OUR_FILES,
+        good="good" in beside,
+        failed="failed" in beside,
+        pinned="pinned" in beside,
+        attempts=_attempts(directory) if "attempts" in beside else 0,
+        record=_record_in(directory) if records and RECORD in beside else None,
+    )
+
+
+def _attempts(directory: int) -> int:
+    try:
+        text = files.read_file(directory, "attempts", 64).strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() else 0
+
+
+def _record_in(directory: int) -> Record | None:
+    try:
+        return from_json_dict(json.loads(files.read_file(directory, RECORD, _RECORD_LIMIT)))
+    except (OSError, DamagedRecord, ValueError, RecursionError):
+        return None
+
+
+def read_record(volume: Volume, name: str) -> Record | None:
+    """A generation's record; None for a foreign generation and for a record that is damaged or unreadable."""
+    try:
+        directory = files.open_beneath(volume.top, f"snapshots/{name}", _DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return _record_in(directory)
+    finally:
+        os.close(directory)
+
+
+def open_root(volume: Volume, name: str, path: str = "@") -> int:
+    """A descriptor of the generation's root; CheckFailed when it cannot be opened."""
+    try:
+        return files.open_beneath(volume.top, f"snapshots/{name}/{path}", _DIRECTORY)
+    except OSError as error:
+        raise CheckFailed(f"cannot open generation {name}: {error.strerror}; nothing was changed") from error
+
+
+def kernel_releases(volume: Volume, name: str) -> tuple[str, ...]:
+    """The releases that usr/share/kernel/FLAVOR/kernel.release of a generation name; () where it has none."""
+    try:
+        root = open_root(volume, name)
+    except CheckFailed:
+        return ()
+    found = []
+    try:
+        kernels = files.open_in_root(root, "usr/share/kernel", _DIRECTORY)
+        for flavor in sorted(os.listdir(kernels)):
+            found.append(os.fsdecode(files.read_file(kernels, f"{flavor}/kernel.release", 256)).strip())
+        os.close(kernels)
+    except OSError:
+        pass
+    os.close(root)
+    return tuple(found)
+
+
+def subvolumes_of(volume: Volume, name: str) -> list[str]:
+    """Names of the subvolumes in `snapshots/NAME`, `@` first."""
+    directory = files.open_beneath(volume.top, f"snapshots/{name}", _DIRECTORY)
+    try:
+        found = [entry for entry in os.listdir(directory) if btrfs.is_subvolume(directory, entry)]
+        return sorted(found, key=lambda entry: (entry != "@", entry))
+    finally:
+        os.close(directory)
