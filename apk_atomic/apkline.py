@@ -1,0 +1,152 @@
+"""apk in a root: the change that an apk line asks for, and apk on a sealed root for lines that change none.
+
+apk is the root's own, called by its absolute path, with the caller's words, descriptors and terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from apk_atomic import chroot, files, installed, mounts, namespace, operands, staged, volume
+from apk_atomic.chroot import Bind, RootPlan
+from apk_atomic.cmdline import Line, Role
+from apk_atomic.config import Config
+from apk_atomic.errors import ChangeFailed, CheckFailed, UsageError
+from apk_atomic.namespace import Command
+from apk_atomic.staged import Staged
+from apk_atomic.verdict import Evidence, judge
+from apk_atomic.volume import Volume
+
+_OF_THE_ROOT = (Role.CACHE_DIR, Role.KEYS_DIR)  # relative ones count from apk's root
+
+
+def change(line: Line) -> Callable[[Staged], None]:
+    """The change of an apk line, for a transaction: raises ChangeFailed when it is to be discarded."""
+
+    def run(root: Staged) -> None:
+        before = _database(root.base_root)
+        status = root.run(command(root.root, line), binds(line, root.plan))
+        root.work.signals.check()
+        _conclude(root, line, before, status)
+
+    return run
+
+
+def command(root: int, line: Line) -> Command:
+    """apk's call in the root that `root` is a descriptor of. Raises CheckFailed where there is no apk in it."""
+    path = chroot.find_apk(root)
+    if path is None:
+        raise CheckFailed(
+            "there is no apk in the base generation; nothing was changed",
+            hint="apk-atomic rollback goes to a generation that has one",
+        )
+    return Command(
+        program=path,
+        argv=(path, *line.words),
+        environment=chroot.environment(os.environ),
+        directory=_cwd(),
+        keep_fds=(line.progress_fd,) if line.progress_fd is not None and line.progress_fd > 2 else (),
+    )
+
+
+def binds(line: Line, plan: RootPlan) -> tuple[Bind, ...]:
+    """The caller's files that the line names, to be seen inside. Raises UsageError for one that cannot be."""
+    named = [
+        local.path
+        for local in line.locals_
+        if os.path.exists(local.path) and (local.role not in _OF_THE_ROOT or os.path.isabs(local.path))
+    ]
+    if not named:
+        return ()
+    inside = frozenset(common.point for common in plan.commons)
+    return operands.binds(named, _cwd(), mounts.mount_table(), inside)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # it was deleted
+
+
+def _database(root: int) -> tuple[bytes, int]:
+    """The database and the inode it is in; apk replaces the file whenever it commits."""
+    try:
+        content = files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
+        fd = files.open_in_root(root, installed.DATABASE, os.O_PATH)
+    except OSError:
+        return b"", 0
+    inode = os.fstat(fd).st_ino
+    os.close(fd)
+    return content, inode
+
+
+def _conclude(root: Staged, line: Line, before: tuple[bytes, int], status: int) -> None:
+    """Whether to go on (design, "Verdict on apk"); says which packages stay broken."""
+    after = _database(root.root)
+    accepted = frozenset((*line.atomic.accept, *root.work.config.chroot.accept))
+    old, new = installed.broken(before[0]), installed.broken(after[0])
+    verdict = judge(Evidence(status, old, new, before[1] != after[1], accepted))
+    if verdict.status == 0:
+        if verdict.broken:
+            names = ", ".join(verdict.broken)
+            root.work.console.warn(f"apk has these packages flagged as broken: {names}; apk fix mends them")
+        return
+    if not verdict.broken:
+        raise ChangeFailed(f"apk failed with exit status {status}; nothing was changed", status=verdict.status)
+    raise ChangeFailed(
+        f"{_reasons(after[0], verdict.broken)}; nothing was changed",
+        status=verdict.status,
+        hint=f"to accept that, add --atomic-accept {','.join(verdict.broken)}",
+    )
+
+
+def _reasons(database: bytes, names: Sequence[str]) -> str:
+    """Which package, and what of it, failed."""
+    parts = []
+    for name in names:
+        package = installed.find(database, name)
+        flags = package.broken if package else ""
+        version = package.version if package else ""
+        what = " and ".join(text for flag, text in _FLAGS if flag in flags) or "it"
+        parts.append(f"{what} of {name}-{version} failed")
+    return "; ".join(parts)
+
+
+_FLAGS = (("s", "a script or trigger"), ("f", "the files"), ("x", "the extended attributes"))
+
+
+# ---- without a transaction -------------------------------------------------------------------------------
+
+
+def exec_in_generation(opened: Volume, config: Config, name: str, line: Line) -> NoReturn:
+    """Replaces this process by apk in the sealed generation NAME; its database directory is a forgotten copy.
+
+    Raises CheckFailed when that cannot be done. The namespace of this process is the only one that sees the mounts.
+    """
+    root = volume.open_root(opened, name)
+    plan = staged.plan_sealed(opened, config, name, root)
+    call = command(root, line)
+    plan = RootPlan(plan.device, plan.subvolume, plan.commons, binds(line, plan), resolv=plan.resolv, sealed=True)
+    chroot.enter(plan)
+    namespace.drop_capabilities()
+    replace_process(call)
+
+
+def replace_process(call: Command) -> NoReturn:
+    """execve(2), with the directory and the dispositions that apk would have had without us."""
+    try:
+        os.chdir(call.directory)
+    except OSError:
+        os.chdir("/")
+    for fd in call.keep_fds:
+        os.set_inheritable(fd, True)
+    import signal
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        os.execve(call.program, call.argv, call.environment)
+    except OSError as error:
+        raise UsageError(f"cannot execute {call.program}: {error.strerror}") from error

@@ -1,0 +1,170 @@
+"""The journal of a transaction: `staging/ID`, made before anything else and removed after everything else.
+
+While `staging/ID` exists, `links/ID`, `next/current-ID` and `snapshots/ID` belong to that transaction. Recovery
+removes them unless `current` reaches them, then the journal itself; it touches nothing else and may be repeated.
+btrfs commits in the order of our calls, so a power cut never leaves a piece of a transaction without its journal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from apk_atomic import btrfs, files
+from apk_atomic.errors import CheckFailed
+from apk_atomic.faults import point
+from apk_atomic.names import is_safe_name, new_id
+from apk_atomic.volume import Volume, current_links, open_root, slot_links, subvolumes_of
+
+STAGING, SNAPSHOTS, LINKS, NEXT = "staging", "snapshots", "links", "next"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def begin(volume: Volume) -> str:
+    """Makes the journal of a new transaction and returns its ID, which nothing on the volume bears yet."""
+    _ensure_directory(volume.top, STAGING, 0o700)
+    while True:
+        name = new_id(time.time(), os.urandom)
+        if not any(_exists(volume.top, f"{parent}/{name}") for parent in (STAGING, SNAPSHOTS, LINKS)):
+            break
+    os.mkdir(f"{STAGING}/{name}", 0o700, dir_fd=volume.top)
+    point("journal")
+    return name
+
+
+def stage(volume: Volume, name: str, base: str) -> None:
+    """Snapshots every subvolume of `base`, writable, into the journal, and makes the directory for /tmp."""
+    journal = files.open_beneath(volume.top, f"{STAGING}/{name}", _DIRECTORY)
+    try:
+        for subvolume in subvolumes_of(volume, base):
+            source = open_root(volume, base, subvolume)
+            try:
+                btrfs.snapshot(source, journal, subvolume, readonly=False)
+            finally:
+                os.close(source)
+        os.mkdir("tmp", 0o700, dir_fd=journal)
+        os.chmod("tmp", 0o1777, dir_fd=journal)
+    finally:
+        os.close(journal)
+    point("staged")
+
+
+def seal(volume: Volume, name: str) -> None:
+    """`snapshots/ID/@` as a read-only snapshot of the staged root, beside the record that is there already.
+
+    When it returns, the data and metadata of the sealed root, and everything that was written to the volume's tree
+    before, is on disk: a snapshot flushes its source and commits (facts: reliability, F2), which the ro property does
+    not. Raises CheckFailed when the change made a subvolume, which a snapshot would leave out.
+    """
+    journal = files.open_beneath(volume.top, f"{STAGING}/{name}", _DIRECTORY)
+    target = files.open_beneath(volume.top, f"{SNAPSHOTS}/{name}", _DIRECTORY)
+    try:
+        staged = [entry for entry in os.listdir(journal) if entry != "tmp"]
+        for subvolume in sorted(staged, key=lambda entry: (entry == "@", entry)):
+            source = files.open_beneath(journal, subvolume, _DIRECTORY)
+            try:
+                _refuse_nested(volume, source)
+                btrfs.snapshot(source, target, subvolume, readonly=True)
+            finally:
+                os.close(source)
+    finally:
+        os.close(target)
+        os.close(journal)
+    point("sealed")
+
+
+def _refuse_nested(volume: Volume, source: int) -> None:
+    nested = btrfs.children(volume.top, btrfs.subvolume_id(source))
+    if nested:
+        raise CheckFailed(
+            f"the change made the btrfs subvolume {nested[0].name!r} inside the root, which a generation cannot hold",
+            hint="put it on a commons subvolume of its own, named in the fstab template",
+        )
+
+
+def remove(volume: Volume, name: str) -> None:
+    """Removes what the transaction made, but what `current` reaches, and last its journal. Idempotent.
+
+    Nothing is flushed: after a power cut the journal is still there and the next transaction comes here again.
+    """
+    links = current_links(volume)
+    reached = {*slot_links(volume, links), volume.booted}
+    if links != name:
+        remove_directory(volume, LINKS, name)
+    _unlink(volume.top, f"{NEXT}/current-{name}")
+    if name not in reached:
+        remove_directory(volume, SNAPSHOTS, name)
+    remove_directory(volume, STAGING, name)
+    point("unstaged")
+
+
+def recover(volume: Volume) -> tuple[str, ...]:
+    """Finishes what a killed transaction or a power cut left in `staging/`; the IDs that were there."""
+    try:
+        staging = files.open_beneath(volume.top, STAGING, _DIRECTORY)
+    except FileNotFoundError:
+        return ()
+    try:
+        names = tuple(sorted(name for name in os.listdir(staging) if is_safe_name(name)))
+    finally:
+        os.close(staging)
+    for name in names:
+        remove(volume, name)
+    return names
+
+
+def remove_directory(volume: Volume, parent: str, name: str) -> None:
+    """Removes `parent/NAME` with the subvolumes in it, deepest first; one that is gone already is no error."""
+    try:
+        above = files.open_beneath(volume.top, parent, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        directory = files.open_beneath(above, name, _DIRECTORY)
+    except FileNotFoundError:
+        os.close(above)
+        return
+    try:
+        for entry in os.listdir(directory):
+            if btrfs.is_subvolume(directory, entry):
+                btrfs.destroy_tree(directory, entry)
+        files.remove_tree(above, name)
+    finally:
+        os.close(directory)
+        os.close(above)
+
+
+def _ensure_directory(top: int, name: str, mode: int) -> None:
+    try:
+        os.mkdir(name, mode, dir_fd=top)
+    except FileExistsError:
+        os.close(files.open_beneath(top, name, _DIRECTORY))  # NotADirectoryError: somebody's file is in the way
+
+
+def _exists(top: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=top, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _unlink(top: int, path: str) -> None:
+    try:
+        os.unlink(path, dir_fd=top)
+    except FileNotFoundError:
+        return
+
+
+def adopt(volume: Volume, name: str) -> None:
+    """Makes generation NAME the content of a journal by one rename: from here on it is no generation any more."""
+    _ensure_directory(volume.top, STAGING, 0o700)
+    os.rename(f"{SNAPSHOTS}/{name}", f"{STAGING}/{name}", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+
+
+def release(volume: Volume, name: str) -> None:
+    """Removes the journal, and the links that were laid out, but leaves `snapshots/NAME` as a generation."""
+    if current_links(volume) != name:
+        remove_directory(volume, LINKS, name)
+    _unlink(volume.top, f"{NEXT}/current-{name}")
+    remove_directory(volume, STAGING, name)

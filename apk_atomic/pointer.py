@@ -1,0 +1,125 @@
+"""The pointer `current`: laid out aside, checked, switched by one rename, and made durable by syncfs.
+
+`current` and its directory are never fsync()ed: boot loaders do not replay the btrfs log tree, so after an fsync the
+kernel sees the new link and the boot loader the old one (design, section 4).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from apk_atomic import files
+from apk_atomic.errors import CheckFailed, NotDurable
+from apk_atomic.faults import point
+from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS
+from apk_atomic.lock import RUN
+from apk_atomic.volume import PENDING, Volume, current_links, links_of, pending_ids, slot_target
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def lay_out(volume: Volume, name: str, slots: tuple[str, ...]) -> None:
+    """Makes `links/NAME/0…` and `next/current-NAME`; not durable before the seal or a syncfs."""
+    os.mkdir(f"{LINKS}/{name}", 0o755, dir_fd=volume.top)
+    links = files.open_beneath(volume.top, f"{LINKS}/{name}", _DIRECTORY)
+    try:
+        for number, generation in enumerate(slots):
+            os.symlink(f"../../{SNAPSHOTS}/{generation}", str(number), dir_fd=links)
+    finally:
+        os.close(links)
+    point("links")
+    link_next(volume, name)
+    point("laid-out")
+
+
+def link_next(volume: Volume, name: str) -> None:
+    """`next/current-NAME`, whose text is right only once it has become `current`."""
+    with suppress(FileExistsError):
+        os.mkdir(NEXT, 0o755, dir_fd=volume.top)
+    os.symlink(f"./{LINKS}/{name}", f"{NEXT}/current-{name}", dir_fd=volume.top)
+
+
+def check(volume: Volume, name: str, before: str, boot_paths: tuple[str, ...]) -> None:
+    """Reads the new pointer as a boot loader will, and that nobody else has moved the old one meanwhile.
+
+    `boot_paths` are relative to the root in slot 0, resolved inside it. Raises CheckFailed; nothing is changed.
+    """
+    if links_of(os.readlink(f"{NEXT}/current-{name}", dir_fd=volume.top)) != name:
+        raise CheckFailed(f"{NEXT}/current-{name} was changed by somebody else; nothing was changed")
+    generation = slot_target(os.readlink(f"{LINKS}/{name}/0", dir_fd=volume.top))
+    root = files.open_beneath(volume.top, f"{SNAPSHOTS}/{generation}/@", _DIRECTORY)
+    try:
+        for path in boot_paths:
+            _require(root, path)
+    finally:
+        os.close(root)
+    if current_links(volume) != before:
+        raise CheckFailed(
+            "`current` was moved by somebody else while this transaction ran; it is discarded",
+            hint="run the command again: it starts from what is current now",
+        )
+    point("checked")
+
+
+def _require(root: int, path: str) -> None:
+    try:
+        os.close(files.open_in_root(root, path, os.O_PATH))
+    except OSError as error:
+        raise CheckFailed(f"the boot menu names {path}, which the new generation lacks ({error.strerror})") from error
+
+
+def switch(volume: Volume, name: str, before: str) -> None:
+    """The commit: `current` becomes `links/NAME` by one rename, durable when this returns.
+
+    Raises NotDurable when the disk does not confirm it; the rename has then been taken back as far as the disk lets us.
+    """
+    was_pending = before if before in pending_ids() else ""
+    if volume.running:
+        write_pending((name, was_pending))
+    point("pending")
+    os.rename(f"{NEXT}/current-{name}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+    try:
+        point("renamed")
+        files.syncfs(volume.top)
+    except OSError as error:
+        _take_back(volume, before, was_pending)
+        raise NotDurable(
+            f"the disk did not confirm the switch to {name} ({error.strerror}); the new generation may or may not boot",
+            hint="dmesg says what is wrong with the disk; apk-atomic status shows what is next",
+        ) from error
+    point("synced")
+    if volume.running:
+        write_pending((name,))
+
+
+def _take_back(volume: Volume, before: str, was_pending: str) -> None:
+    try:
+        link_next(volume, before)
+        os.rename(f"{NEXT}/current-{before}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+        files.syncfs(volume.top)
+        if volume.running:
+            write_pending((was_pending,))
+    except OSError:
+        return  # the disk is gone; NotDurable says that nobody knows
+
+
+def write_pending(ids: tuple[str, ...]) -> None:
+    """`/run/apk-atomic/next`: the links directories that count as moved during this boot; none: no file."""
+    lines = [each for each in ids if each]
+    if not lines:
+        clear_pending()
+        return
+    run = os.open(RUN, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.write_atomic(run, "next", "".join(f"{line}\n" for line in lines).encode(), 0o644)
+    finally:
+        os.close(run)
+
+
+def clear_pending() -> None:
+    """Removes the file; without it nothing is pending."""
+    try:
+        os.unlink(PENDING)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,176 @@
+"""A volume that is locked, opened and recovered: what every changing verb works on.
+
+    with locked(located, options) as work: …
+
+Order (design, section 4): lock, private mount namespace, top level, recovery. Leaving it unmounts and unlocks; what the
+disk holds then was made durable by whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from apk_atomic import files, journal, mounts, volume
+from apk_atomic.config import Config
+from apk_atomic.console import Console
+from apk_atomic.errors import CheckFailed
+from apk_atomic.faults import point
+from apk_atomic.locate import Located
+from apk_atomic.lock import RUN, Lock
+from apk_atomic.model import State
+from apk_atomic.names import is_own_id
+from apk_atomic.pointer import clear_pending, write_pending
+from apk_atomic.retention import Keep, Victim, garbage
+from apk_atomic.signals import Signals
+from apk_atomic.volume import Volume
+
+STATUS = "status.json"
+_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a changing verb has at hand; `lock` is a descriptor that keeps the lock in whoever inherits it."""
+
+    volume: Volume
+    config: Config
+    console: Console
+    signals: Signals
+    lock: int
+
+
+@contextmanager
+def locked(
+    located: Located, configure: Callable[[Volume], Config], console: Console, signals: Signals,
+    *, command: str = "", wait: float = 0,
+) -> Iterator[Work]:  # fmt: skip
+    """Locks, opens and recovers the volume; `configure` reads the configuration that counts for it.
+
+    Raises Locked, NotSuchRoot, CheckFailed, UsageError; nothing is changed then.
+    """
+    with Lock(located.fsid, command, wait=wait, signals=signals) as lock:
+        point("locked")
+        mounts.make_private()
+        with volume.opened(located) as opened:
+            point("mounted")
+            if opened.read_only:
+                raise CheckFailed(
+                    f"the volume on {located.device} is mounted read-only; nothing was changed",
+                    hint="btrfs turns a volume read-only when the disk fails: dmesg says why",
+                )
+            work = Work(opened, configure(opened), console, signals, lock.fd)
+            recover(work)
+            yield work
+    point("unlocked")
+
+
+def recover(work: Work) -> None:
+    """Finishes what earlier transactions left, and forgets a pending mark that `current` no longer agrees with."""
+    for name in journal.recover(work.volume):
+        work.console.note(f"recovered: transaction {name} had not finished; it was {_fate(work.volume, name)}")
+    marks = volume.pending_ids()
+    if work.volume.running and marks:
+        now = volume.current_links(work.volume)
+        if marks != (now,):
+            write_pending((now,)) if now in marks else clear_pending()
+    point("recovered")
+
+
+def _fate(opened: Volume, name: str) -> str:
+    return "committed" if volume.current_links(opened) == name else "discarded"
+
+
+# ---- garbage ---------------------------------------------------------------------------------------------
+
+
+def plan_garbage(opened: Volume, config: Config, state: State, now: float) -> tuple[Victim, ...]:
+    """What would be collected now; the mount tables are read only when there is something to delete."""
+    keep = Keep(config.generations.keep, config.generations.keep_days)
+    nothing: frozenset[str] = frozenset()
+    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now):
+        return ()
+    return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now)
+
+
+def mounted_generations(opened: Volume) -> frozenset[str]:
+    """IDs of the generations of this volume that are mounted in any mount namespace: btrfs would delete them."""
+    device = os.stat(opened.device).st_rdev if os.path.exists(opened.device) else 0
+    found = set()
+    for process in os.listdir("/proc"):
+        if not process.isdigit():
+            continue
+        try:
+            table = mounts.mount_table(process)
+        except OSError:
+            continue  # it has ended meanwhile
+        for entry in table:
+            parts = entry.root.split("/")
+            is_ours = entry.fstype == "btrfs" and parts[1:2] == ["snapshots"] and len(parts) > 2
+            if is_ours and _is_device(entry.source, opened.device, device):
+                found.add(parts[2])
+    return frozenset(found)
+
+
+def _is_device(source: str, path: str, number: int) -> bool:
+    """Whether a mount's source may be the volume; one that cannot be looked at may be."""
+    if source == path:
+        return True
+    try:
+        return os.stat(source).st_rdev == number
+    except OSError:
+        return True
+
+
+def collect(work: Work, victims: tuple[Victim, ...]) -> None:
+    """Deletes generations, each through the journal, so that an interruption is finished by the next recovery."""
+    for victim in victims:
+        if victim.unsealed:
+            work.console.note(f"collecting {victim.id}: {victim.reason}")
+        journal.adopt(work.volume, victim.id)
+        journal.remove(work.volume, victim.id)
+    point("collected")
+
+
+def collect_links(work: Work, now: float) -> tuple[str, ...]:
+    """Removes links directories that `current` does not name; foreign ones only when older than a day."""
+    current = volume.current_links(work.volume)
+    links = files.open_beneath(work.volume.top, journal.LINKS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        old = [
+            name
+            for name in sorted(os.listdir(links))
+            if name != current and now - os.stat(name, dir_fd=links, follow_symlinks=False).st_mtime > _DAY
+        ]
+    finally:
+        os.close(links)
+    gone = tuple(name for name in old if is_own_id(name) or name.isalnum())
+    for name in gone:
+        journal.remove_directory(work.volume, journal.LINKS, name)
+    return gone
+
+
+# ---- what others may read --------------------------------------------------------------------------------
+
+
+def publish_status(work: Work) -> None:
+    """`/run/apk-atomic/status.json`, 0644: the slots as ordinary users may see them; no command lines."""
+    if not work.volume.running:
+        return
+    state = volume.read_state(work.volume)
+    public = {
+        "version": 1,
+        "booted": state.booted,
+        "next": state.next,
+        "pending": state.pending,
+        "slots": list(state.slots),
+        "generations": len(state.generations),
+    }
+    run = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.write_atomic(run, STATUS, json.dumps(public).encode() + b"\n", 0o644)
+    finally:
+        os.close(run)

@@ -1,0 +1,134 @@
+"""The staged root of a transaction: opened beside its base, with the mounts that a change in it gets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apk_atomic import chroot, files, fstab, namespace
+from apk_atomic.chroot import Bind, Common, RootPlan
+from apk_atomic.config import Config
+from apk_atomic.namespace import Command
+from apk_atomic.session import Work
+from apk_atomic.volume import TOP_LEVEL, Volume
+
+FSTAB = "etc/fstab"
+_LIMIT = 1 << 20  # bytes of an fstab or resolv.conf
+_GET_FSLABEL = 0x81009431  # BTRFS_IOC_GET_FSLABEL, <linux/btrfs.h>
+_DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """`root` and `base_root` are directory descriptors of the writable staged root and of the sealed base."""
+
+    work: Work
+    id: str
+    base: str
+    root: int
+    base_root: int
+    fstab: fstab.Rendered
+    plan: RootPlan
+
+    def run(self, command: Command, binds: Sequence[Bind] = ()) -> int:
+        """Runs a command in the root; its exit status. Every process that it started is dead afterwards."""
+        plan = RootPlan(
+            device=self.plan.device,
+            subvolume=self.plan.subvolume,
+            commons=self.plan.commons,
+            binds=tuple(binds),
+            tmp=self.plan.tmp,
+            resolv=self.plan.resolv,
+        )
+        return namespace.run(command, lambda: chroot.enter(plan), self.work.signals, held=(self.work.lock,))
+
+
+def plan_staged(volume: Volume, config: Config, name: str, text: str) -> RootPlan:
+    """The root of the change in `staging/NAME`, whose etc/fstab is `text`."""
+    return RootPlan(
+        device=volume.device,
+        subvolume=f"/staging/{name}/@",
+        commons=commons_of(volume, config, text, f"/snapshots/{name}", f"/staging/{name}"),
+        tmp=f"{TOP_LEVEL}/staging/{name}/tmp",
+        resolv=host_resolv(),
+    )
+
+
+def plan_sealed(volume: Volume, config: Config, name: str, root: int) -> RootPlan:
+    """The sealed root of generation NAME, for what only reads it or writes to the shared cache."""
+    text = fstab.decode(files.read_file(root, FSTAB, _LIMIT))
+    return RootPlan(
+        device=volume.device,
+        subvolume=f"/snapshots/{name}/@",
+        commons=commons_of(volume, config, text, f"/snapshots/{name}", f"/snapshots/{name}"),
+        resolv=host_resolv(),
+        sealed=True,
+    )
+
+
+def commons_of(volume: Volume, config: Config, text: str, generation: str, place: str) -> tuple[Common, ...]:
+    """The subvolumes of this volume that an fstab names.
+
+    In `text` the generation is `generation` (`/snapshots/ID`); its own subvolumes are mounted from `place`,
+    where it lies during the change.
+    """
+    found = fstab.mounts_for_change(
+        fstab.parse(text), generation, lambda spec: is_volume(volume, spec), dict(config.chroot.commons)
+    )
+    return tuple(
+        Common(each.mountpoint, f"{place}/{each.part}" if each.part else each.subvol, each.writable, each.flags)
+        for each in found
+    )
+
+
+def is_volume(volume: Volume, spec: str) -> bool:
+    """Whether the first field of an fstab line names the device of the volume."""
+    key, equals, value = spec.partition("=")
+    value = value.strip('"')
+    if not equals:
+        return os.path.realpath(spec) == os.path.realpath(volume.device)
+    if key == "UUID":
+        return value.lower() == volume.fsid
+    if key == "LABEL":
+        return value == _label(volume.top)
+    link = f"/dev/disk/{_DISK_LINKS.get(key, key)}/{value}"
+    # busybox mdev makes no such links: then a btrfs line that names one can hardly mean another volume
+    return not os.path.exists(link) or os.path.realpath(link) == os.path.realpath(volume.device)
+
+
+def _label(top: int) -> str:
+    buffer = bytearray(256)
+    fcntl.ioctl(top, _GET_FSLABEL, buffer)
+    return os.fsdecode(bytes(buffer).split(b"\0")[0])
+
+
+def host_resolv() -> bytes | None:
+    """What the caller's /etc/resolv.conf says now; None where it has none."""
+    try:
+        with open("/etc/resolv.conf", "rb") as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return None
+
+
+def write_fstab(root: int, text: str) -> None:
+    """Writes etc/fstab into a staged root; a link or anything else in its place is replaced, never followed."""
+    files.write_atomic(root, FSTAB, fstab.encode(text), 0o644)
+
+
+def read_fstab(root: int) -> str | None:
+    """etc/fstab of a root; None where there is no such regular file."""
+    try:
+        return fstab.decode(files.read_file(root, FSTAB, _LIMIT))
+    except OSError:
+        return None
+
+
+def read_template(volume: Volume) -> str | None:
+    """The fstab template at the top level; None where there is none."""
+    try:
+        return fstab.decode(files.read_file(volume.top, "fstab", _LIMIT))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,348 @@
+"""The transaction: stage, change, build, prove, lay out, seal, check, commit; else discard (design, section 4).
+
+Discard is the default end: whatever leaves `perform` before the switch removes all that was made. The commit is one
+rename, last. After it nothing can fail any more, there are only warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from apk_atomic import btrfs, changed, files, fstab, installed, journal, pointer, process, session, staged, volume
+from apk_atomic.bootable import Bootable, make_bootable
+from apk_atomic.changed import Changed
+from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable
+from apk_atomic.faults import point
+from apk_atomic.model import Kind, PackageChanges, Record, State, to_json_dict
+from apk_atomic.names import iso_utc, redact_argv
+from apk_atomic.retention import Base, choose_base, slots_after_commit
+from apk_atomic.session import Work
+from apk_atomic.staged import Staged
+
+HOOKS = "/etc/apk-atomic/hooks.d"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_TOP_LEVEL_ID = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to do: `change` runs in the staged root and raises to discard; `argv` is what the user typed."""
+
+    kind: Kind
+    argv: tuple[str, ...]
+    change: Callable[[Staged], None]
+    base: str | None = None
+    message: str = ""
+    keep_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """`id` is the new generation, '' when nothing changed and none was made."""
+
+    id: str
+    changes: PackageChanges = field(default_factory=PackageChanges)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that each step took."""
+
+    durations: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.durations[name] = round(time.monotonic() - start, 4)
+
+
+def perform(work: Work, request: Request) -> Done:
+    """Runs one transaction on a locked volume.
+
+    On return the new generation is durable and next, or (Done.id == '') nothing changed at all. Whatever is raised,
+    the volume is as it was, except for NotDurable.
+    """
+    state = volume.read_state(work.volume)
+    base = preflight(work, state, request.base)
+    before = volume.current_links(work.volume)
+    name = journal.begin(work.volume)
+    clock = Clock()
+    try:
+        with _staged(work, name, base, clock) as root:
+            result = _change(root, request, clock)
+            if result is None:
+                journal.remove(work.volume, name)
+                return Done("")
+            record = _record(root, request, result, clock)
+            _lay_out(work, root, state, base, record)
+        with clock.step("seal"):
+            journal.seal(work.volume, name)
+        pointer.check(work.volume, name, before, result.bootable.boot_paths)
+        work.signals.check()
+        pointer.switch(work.volume, name, before)
+    except NotDurable:
+        raise
+    except BaseException as error:
+        _discard(work, name, request, error)
+        raise
+    return _afterwards(work, name, before, result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What the change and the proof of it came to."""
+
+    changed: Changed
+    bootable: Bootable
+    packages: PackageChanges
+    database: bytes
+
+
+# ---- before ----------------------------------------------------------------------------------------------
+
+
+def preflight(work: Work, state: State, wanted: str | None) -> Base:
+    """Everything that can be refused before a byte is written. Raises NoSpace, CheckFailed, Refused, UsageError."""
+    require_default_subvolume(work)
+    _require_space(work)
+    base = choose_base(state, wanted)
+    if base.leaves_out:
+        work.console.warn(f"pending {base.leaves_out} is not part of this generation, which starts from {base.id}")
+    work.signals.check()
+    point("preflight")
+    return base
+
+
+def require_default_subvolume(work: Work) -> None:
+    """The boot loader starts at the default subvolume, so it has to be the top level. Raises CheckFailed."""
+    default = btrfs.default_subvolume(work.volume.top)
+    if default != _TOP_LEVEL_ID:
+        raise CheckFailed(
+            f"the default subvolume is {default}, not {_TOP_LEVEL_ID}: the boot loader would look for "
+            "/current in the wrong place; nothing was changed",
+            hint="mount the volume with -o subvolid=5 at /mnt, then: btrfs subvolume set-default 5 /mnt",
+        )
+
+
+def _require_space(work: Work) -> None:
+    free = btrfs.space(work.volume.top)
+    least = work.config.volume
+    for kind, has, needs in (
+        ("data", free.data_free, least.min_free_data),
+        ("metadata", free.metadata_free, least.min_free_metadata),
+    ):
+        if has < needs:
+            raise NoSpace(
+                f"only {has >> 20} MiB are free for {kind} on the volume, {needs >> 20} MiB are needed; "
+                "nothing was changed",
+                hint="apk-atomic gc collects old generations; [volume] min_free_* sets the limits",
+            )
+
+
+@contextmanager
+def _staged(work: Work, name: str, base: Base, clock: Clock) -> Iterator[Staged]:
+    with clock.step("stage"):
+        journal.stage(work.volume, name, base.id)
+        root = files.open_beneath(work.volume.top, f"{journal.STAGING}/{name}/@", _DIRECTORY)
+        base_root = volume.open_root(work.volume, base.id)
+        text = _stage_fstab(work, name, base, root, base_root)
+    try:
+        plan = staged.plan_staged(work.volume, work.config, name, text.text)
+        yield Staged(work, name, base.id, root, base_root, text, plan)
+    finally:
+        os.close(root)
+        os.close(base_root)
+
+
+def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
+    record = volume.read_record(work.volume, base.id)
+    known = fstab.BaseFstab(
+        text=staged.read_fstab(base_root),
+        path=f"/{journal.SNAPSHOTS}/{base.id}",
+        template_hash=record.fstab_template if record else "",
+        rendered_hash=record.fstab_rendered if record else "",
+    )
+    rendered = fstab.decide(staged.read_template(work.volume), known, f"/{journal.SNAPSHOTS}/{name}")
+    staged.write_fstab(root, rendered.text)
+    point("fstab")
+    return rendered
+
+
+# ---- the change ------------------------------------------------------------------------------------------
+
+
+def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
+    """Runs the change, rebuilds, proves; None when nothing changed."""
+    work = root.work
+    _hooks(work, "pre-change.d", root.id, root.base)
+    point("change-started")
+    with clock.step("change"):
+        request.change(root)
+    work.signals.check()
+    point("changed")
+    _hooks(work, "post-change.d", root.id, root.base)
+    with clock.step("compare"):
+        found = changed.compare(root.base_root, root.root, fstab.encode(root.fstab.text))
+    if not found.relevant:
+        return None
+    _warn_fstab(root)
+    with clock.step("prove"):
+        bootable = make_bootable(root, found)
+    work.signals.check()
+    _hooks(work, "pre-commit.d", root.id, root.base)
+    point("hooked")
+    before, after = (_database(fd) for fd in (root.base_root, root.root))
+    return _Result(found, bootable, installed.difference(before, after), after)
+
+
+def _warn_fstab(root: Staged) -> None:
+    if staged.read_fstab(root.root) != root.fstab.text:
+        root.work.console.warn("the change altered etc/fstab; the template at the top level was not touched")
+
+
+def _database(root: int) -> bytes:
+    try:
+        return files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
+    except OSError:
+        return b""
+
+
+def _hooks(work: Work, directory: str, name: str, base: str) -> None:
+    """The executables of a hook directory of the running system; another system's are not run here."""
+    if work.volume.running and os.path.isdir(f"{HOOKS}/{directory}"):
+        process.run_hooks(
+            f"{HOOKS}/{directory}",
+            {
+                "APK_ATOMIC_ID": name,
+                "APK_ATOMIC_BASE": base,
+                "APK_ATOMIC_ROOT": f"{volume.TOP_LEVEL}/{journal.STAGING}/{name}/@",
+            },
+        )
+        work.signals.check()
+
+
+# ---- the commit ------------------------------------------------------------------------------------------
+
+
+def _record(root: Staged, request: Request, result: _Result, clock: Clock) -> Record:
+    apk = installed.find(result.database, "apk-tools")
+    return Record(
+        id=root.id,
+        parent=root.base,
+        created=iso_utc(time.time()),
+        kind=request.kind,
+        argv=redact_argv(request.argv),
+        user=user_name(),
+        message=request.message,
+        apk_version=apk.version if apk else "",
+        kernels=result.bootable.kernels,
+        changes=result.packages,
+        initramfs=result.bootable.images,
+        proof=result.bootable.proof,
+        fstab_template=root.fstab.template_hash,
+        fstab_rendered=root.fstab.rendered_hash,
+        durations=tuple(clock.durations.items()),
+    )
+
+
+def user_name() -> str:
+    """Who typed it: the user behind doas or sudo, else the user that runs us."""
+    name = os.environ.get("DOAS_USER") or os.environ.get("SUDO_USER")
+    if name:
+        return name
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _lay_out(work: Work, root: Staged, state: State, base: Base, record: Record) -> None:
+    """Everything that the new pointer reaches, before the seal that makes it durable."""
+    os.mkdir(f"{journal.SNAPSHOTS}/{root.id}", 0o755, dir_fd=work.volume.top)
+    write_record(work, record)
+    slots = slots_after_commit(state, root.id, base.id, work.config.generations.slots)
+    pointer.lay_out(work.volume, root.id, slots)
+
+
+def write_record(work: Work, record: Record) -> None:
+    """`snapshots/ID/generation.json`, durable when this returns."""
+    directory = files.open_beneath(work.volume.top, f"{journal.SNAPSHOTS}/{record.id}", _DIRECTORY)
+    try:
+        data = json.dumps(to_json_dict(record), indent=1, ensure_ascii=True).encode()
+        files.write_durable(directory, volume.RECORD, data + b"\n", 0o600)
+    finally:
+        os.close(directory)
+    point("record")
+
+
+def _discard(work: Work, name: str, request: Request, error: BaseException) -> None:
+    """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
+    if request.keep_failed and _keep(work, name):
+        return
+    try:
+        journal.remove(work.volume, name)
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"staging/{name} could not be removed ({failure}); the next transaction will do it")
+    with suppress(AtomicError, OSError):
+        _hooks(work, "post-discard.d", name, "")
+
+
+def _keep(work: Work, name: str) -> bool:
+    """--atomic-keep-failed: the staged root becomes a failed generation, in no slot, to be looked at."""
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(f"{journal.SNAPSHOTS}/{name}", 0o755, dir_fd=work.volume.top)
+        directory = files.open_beneath(work.volume.top, f"{journal.SNAPSHOTS}/{name}", _DIRECTORY)
+        try:
+            files.write_durable(directory, "failed", b"", 0o644)
+            if not btrfs.is_subvolume(directory, "@"):
+                journal.seal(work.volume, name)
+        finally:
+            os.close(directory)
+        journal.release(work.volume, name)
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"the failed generation could not be kept: {failure}")
+        return False
+    work.console.note(f"the failed generation is kept as {name}; apk-atomic gc removes it")
+    return True
+
+
+def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
+    """The new generation is in place: from here on failures are warnings."""
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: journal.remove(work.volume, name),
+        lambda: journal.remove_directory(work.volume, journal.LINKS, before),
+        lambda: _hooks(work, "post-commit.d", name, ""),
+        lambda: _collect_garbage(work),
+        lambda: session.publish_status(work),
+        lambda: _require_reboot(work, name),
+    )
+    for step in steps:
+        try:
+            step()
+        except (OSError, AtomicError) as error:
+            work.console.warn(f"after the commit: {error}")
+    return Done(name, result.packages, result.bootable.warnings)
+
+
+def _collect_garbage(work: Work) -> None:
+    state = volume.read_state(work.volume)
+    session.collect(work, session.plan_garbage(work.volume, work.config, state, time.time()))
+
+
+def _require_reboot(work: Work, name: str) -> None:
+    """`/run/reboot-required`, which motd scripts and monitoring look for; it goes with /run at the reboot."""
+    if work.volume.running:
+        with open("/run/reboot-required", "w", encoding="utf-8") as file:
+            file.write(f"apk-atomic: generation {name} runs after the reboot\n")
