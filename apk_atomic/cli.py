@@ -1,0 +1,195 @@
+"""The command line: apk's lines and our verbs to their commands, errors to one message and an exit status.
+
+The only place that prints errors and decides the exit status.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from apk_atomic import cmdline
+from apk_atomic.atomic_options import AtomicOptions, split_atomic
+from apk_atomic.cmdline import Kind, Line
+from apk_atomic.console import Console
+from apk_atomic.context import Context
+from apk_atomic.errors import AtomicError, Refused, UsageError
+
+INSIDE = "/run/apk-atomic/inside"
+_CONFIG = ("/etc/apk/config", "/lib/apk/config")
+_CONFIG_LIMIT = 1 << 20  # bytes
+
+
+def main(argv: Sequence[str]) -> int:
+    """`argv` with the program's name first; the exit status (design, section 8)."""
+    _fill_standard_descriptors()
+    console = Console()
+    try:
+        return _dispatch(argv, console)
+    except AtomicError as error:
+        console.error(error.message, hint=error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        console.error(f"{error.filename or 'the system'}: {error.strerror}; nothing was changed")
+        return 100
+
+
+def _fill_standard_descriptors() -> None:
+    """A closed stdin, stdout or stderr becomes /dev/null: else a file of ours would be opened in its place."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _dispatch(argv: Sequence[str], console: Console) -> int:
+    program, words = os.path.basename(argv[0]), list(argv[1:])
+    ours = program == "apk-atomic"
+    if ours and (not words or words[0] in ("--help", "-h", "help")):
+        from apk_atomic.commands import usage
+
+        return usage.show(console, asked=bool(words))
+    options, rest = split_atomic(words)
+    if rest and cmdline.is_our_verb(rest[0]):
+        return _verb(Context(("apk-atomic", *words), console, options.volume), rest, options)
+    line = cmdline.parse(words, _apk_config(), "apk" if ours else program)
+    context = Context(("apk-atomic" if ours else program, *words), console, line.atomic.volume)
+    return _apk(context, line)
+
+
+# ---- apk's words -----------------------------------------------------------------------------------------
+
+
+def _apk(context: Context, line: Line) -> int:
+    from apk_atomic.commands import apk
+
+    if os.path.exists(INSIDE):
+        apk.pass_through(line)
+    if line.kind is Kind.CHANGE:
+        from apk_atomic.commands import change
+
+        return change.run(context, line)
+    if line.kind is Kind.QUERY:
+        apk.query(context, line)
+    if line.kind is Kind.SIMULATE:
+        apk.simulate(context, line)
+    if line.kind is Kind.CACHE:
+        apk.cache(context, line)
+    return apk.pass_through(line)
+
+
+def _apk_config() -> list[str]:
+    """The lines of apk 3's configuration file, which may hold `simulate` or `root` (facts: apk-cli, 2.2)."""
+    named = os.environ.get("APK_CONFIG")
+    for path in (named,) if named is not None else _CONFIG:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                return file.read(_CONFIG_LIMIT).splitlines()
+        except OSError:
+            continue
+    return []
+
+
+# ---- our verbs -------------------------------------------------------------------------------------------
+
+
+def _verb(context: Context, words: Sequence[str], options: AtomicOptions) -> int:
+    if os.path.exists(INSIDE) and words[0] not in ("status", "diff"):
+        raise Refused(
+            f"a change is at work here already: {words[0]} cannot run inside it; nothing was changed",
+            hint="leave this shell first",
+        )
+    handler = _VERBS.get(words[0])
+    if handler is None:
+        raise UsageError(f"{words[0]} is planned, but this version does not have it; nothing was changed")
+    return handler(context, list(words[1:]), options)
+
+
+def _shell(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import shell
+
+    return shell.shell(context, words, options)
+
+
+def _run(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import shell
+
+    return shell.run(context, words, options)
+
+
+def _status(context: Context, words: list[str], _: AtomicOptions) -> int:
+    from apk_atomic.commands import status
+
+    found = _parsed("status", words, ("all", "json"))
+    return status.run(context, everything="all" in found[0], as_json="json" in found[0])
+
+
+def _diff(context: Context, words: list[str], _: AtomicOptions) -> int:
+    from apk_atomic.commands import diff
+
+    flags, operands = _parsed("diff", words, ("json",), most=2)
+    first, second = [*operands, None, None][:2]
+    return diff.run(context, first, second, as_json="json" in flags)
+
+
+def _rollback(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import rollback
+
+    _, operands = _parsed("rollback", words, (), most=1)
+    return rollback.rollback(context, operands[0] if operands else None, wait=options.wait or 0)
+
+
+def _discard(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import rollback
+
+    _parsed("discard", words, ())
+    return rollback.discard(context, wait=options.wait or 0)
+
+
+def _gc(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import gc
+
+    flags, _ = _parsed("gc", words, ("dry-run", "json"))
+    return gc.run(context, dry_run="dry-run" in flags, as_json="json" in flags, wait=options.wait or 0)
+
+
+_Handler = Callable[[Context, list[str], AtomicOptions], int]
+_VERBS: dict[str, _Handler] = {
+    "status": _status,
+    "diff": _diff,
+    "rollback": _rollback,
+    "discard": _discard,
+    "gc": _gc,
+    "shell": _shell,
+    "run": _run,
+}
+
+
+def _parsed(verb: str, words: Sequence[str], flags: tuple[str, ...], most: int = 0) -> tuple[set[str], list[str]]:
+    """The `--flags` and operands of one of our verbs. Raises UsageError for anything else."""
+    found: set[str] = set()
+    operands: list[str] = []
+    only_operands = False
+    for word in words:
+        if word == "--" and not only_operands:
+            only_operands = True
+        elif word.startswith("-") and not only_operands:
+            if word[2:] not in flags or not word.startswith("--"):
+                _usage(verb, word, flags, most)
+            found.add(word[2:])
+        elif len(operands) < most:
+            operands.append(word)
+        else:
+            _usage(verb, word, flags, most)
+    return found, operands
+
+
+def _usage(verb: str, word: str, flags: tuple[str, ...], most: int) -> NoReturn:
+    options = "".join(f" [--{flag}]" for flag in flags)
+    operands = "".join(" [GENERATION]" for _ in range(most))
+    hint = f"apk-atomic {verb}{options}{operands}"
+    raise UsageError(f"{verb}: {word!r} is not understood; nothing was changed", hint=hint)

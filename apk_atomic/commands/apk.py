@@ -1,0 +1,101 @@
+"""apk lines that make no generation: queries, simulations, the cache, and what is not for us at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+from apk_atomic import apkline, chroot, staged, volume
+from apk_atomic.cmdline import Line
+from apk_atomic.config import Config
+from apk_atomic.context import Context, read_config
+from apk_atomic.errors import AtomicError, NotSuchRoot, Refused
+from apk_atomic.model import State
+from apk_atomic.namespace import Command
+from apk_atomic.retention import choose_base
+from apk_atomic.volume import Volume
+
+
+def real_apk() -> str:
+    """The running system's apk, never ourselves under its name. Raises AtomicError where there is none."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path = chroot.find_apk(root)
+    finally:
+        os.close(root)
+    if path is None:
+        raise AtomicError("there is no apk on this system (looked in /sbin, /usr/sbin, /usr/bin and /bin)")
+    return path
+
+
+def pass_through(line: Line) -> NoReturn:
+    """Becomes the running system's apk, with the caller's directory and environment untouched."""
+    path = real_apk()
+    keep = (line.progress_fd,) if line.progress_fd is not None else ()
+    apkline.replace_process(Command(path, (path, *line.words), dict(os.environ), os.getcwd(), keep))
+
+
+def query(context: Context, line: Line) -> NoReturn:
+    """Answered from the pending generation, so that what was added is there; else by the booted one."""
+    if context.spec is None and not volume.pending_ids():
+        pass_through(line)
+    if os.geteuid() != 0:
+        context.console.aside("answered by the booted generation; only root can ask the pending one")
+        pass_through(line)
+    _in_chosen(context, line, _queried)
+
+
+def simulate(context: Context, line: Line) -> NoReturn:
+    """Computed on the base that the transaction would have."""
+    if os.geteuid() != 0:
+        if volume.pending_ids():
+            context.console.aside("simulated on the booted generation; only root can use the pending one")
+        pass_through(line)
+    _in_chosen(context, line, lambda state, _: choose_base(state, line.atomic.base).id)
+
+
+def cache(context: Context, line: Line) -> NoReturn:
+    """`update` and `cache`: they change the shared cache only, so they need no generation, but a writable /var/cache."""
+    if os.geteuid() != 0:
+        pass_through(line)
+    _in_chosen(context, line, _queried, writes_cache=True)
+
+
+def _queried(state: State, config: Config) -> str:
+    if state.pending and config.queries.answer_from == "next":
+        return state.next
+    return state.booted or state.next
+
+
+def _in_chosen(
+    context: Context, line: Line, choose: Callable[[State, Config], str], *, writes_cache: bool = False
+) -> NoReturn:
+    try:
+        context.locate()
+    except NotSuchRoot:
+        if context.spec is not None:
+            raise
+        pass_through(line)
+    with context.opened() as opened:
+        state, config = volume.read_state(opened), read_config(opened)
+        name = choose(state, config)
+        if name == state.booted and not writes_cache:
+            pass_through(line)
+        if name != state.booted and opened.running:
+            context.console.aside(f"answered by the pending generation {name}")
+        if writes_cache:
+            _require_shared_cache(opened, config, name)
+        apkline.exec_in_generation(opened, config, name, line)
+
+
+def _require_shared_cache(opened: Volume, config: Config, name: str) -> None:
+    root = volume.open_root(opened, name)
+    plan = staged.plan_sealed(opened, config, name, root)
+    os.close(root)
+    places = ("/var", "/var/cache", "/var/cache/apk")
+    if not any(common.writable and common.point in places for common in plan.commons):
+        raise Refused(
+            "/var/cache is not shared by the generations, and the root is sealed; nothing was changed",
+            hint="put a commons subvolume on /var/cache in the fstab template, or: apk-atomic run -- apk update",
+        )

@@ -1,0 +1,73 @@
+"""`apk-atomic diff [A [B]] [--json]`: the difference of two generations' package sets."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from apk_atomic import files, installed, report, volume
+from apk_atomic.context import Context
+from apk_atomic.errors import UsageError
+from apk_atomic.model import PackageChanges, State
+from apk_atomic.volume import Volume
+
+
+def run(context: Context, first: str | None, second: str | None, *, as_json: bool) -> int:
+    """Without operands: booted and next, or if they are the same the first fallback and next; with one: it and next."""
+    with context.opened() as opened:
+        state = volume.read_state(opened)
+        before, after = choose(state, first, second)
+        changes = installed.difference(_database(opened, before), _database(opened, after))
+    if as_json:
+        context.console.answer(json.dumps(_as_json(before, after, changes)))
+        return 0
+    context.console.note(f"from {before} to {after}")
+    for line in report.lines(changes):
+        context.console.answer(line)
+    if changes.is_empty:
+        context.console.note("the same packages")
+    return 0
+
+
+def choose(state: State, first: str | None, second: str | None) -> tuple[str, str]:
+    """The two generations that the operands mean. Raises UsageError for one that does not exist."""
+    if first is not None:
+        return find(state, first), find(state, second or "next")
+    if state.booted is not None and state.booted != state.next:
+        return state.booted, find(state, "next")
+    others = [name for name in state.slots if name and name != state.next]
+    if not others:
+        raise UsageError("there is no other generation in the slots to compare with", hint="apk-atomic diff A B")
+    return others[0], state.next
+
+
+def find(state: State, word: str) -> str:
+    """A generation by ID, slot number, `booted` or `next`. Raises UsageError."""
+    name = {"booted": state.booted or "", "next": state.next}.get(word, word)
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        name = state.slots[int(word)] if int(word) < len(state.slots) else ""
+    if state.find(name) is None:
+        raise UsageError(f"{word}: there is no such generation", hint="apk-atomic status --all lists them")
+    return name
+
+
+def _database(opened: Volume, name: str) -> bytes:
+    root = volume.open_root(opened, name)
+    try:
+        return files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
+    except OSError as error:
+        raise UsageError(f"generation {name} has no package database ({error.strerror})") from error
+    finally:
+        os.close(root)
+
+
+def _as_json(before: str, after: str, changes: PackageChanges) -> dict[str, object]:
+    return {
+        "version": 1,
+        "from": before,
+        "to": after,
+        "added": [{"name": name, "version": version} for name, version in changes.added],
+        "removed": [{"name": name, "version": version} for name, version in changes.removed],
+        "upgraded": [{"name": name, "old": old, "new": new} for name, old, new in changes.upgraded],
+        "rebuilt": list(changes.rebuilt),
+    }

@@ -1,0 +1,41 @@
+"""`apk-atomic rollback [SLOT|ID]` and `apk-atomic discard`: another generation becomes next; none is made."""
+
+from __future__ import annotations
+
+from apk_atomic import repoint, session, transaction, volume
+from apk_atomic.context import Context
+from apk_atomic.retention import Victim, choose_target, slots_after_discard, slots_after_rollback
+from apk_atomic.session import Work
+
+
+def rollback(context: Context, target: str | None, *, wait: float = 0) -> int:
+    """Slot 0 names the target when this returns, durably; the other slots keep the fallbacks."""
+    with context.locked(wait=wait) as work:
+        transaction.require_default_subvolume(work)
+        state = volume.read_state(work.volume)
+        chosen = choose_target(state, target)
+        if chosen == state.next:
+            context.console.note(f"generation {chosen} is next already; nothing was changed")
+            return 0
+        repoint.point_at(work, state, slots_after_rollback(state, chosen, work.config.generations.slots))
+        after = "it runs already" if chosen == state.booted else "it runs after the reboot"
+        context.console.note(f"generation {chosen} is next; {after if work.volume.running else 'it boots next'}")
+    return 0
+
+
+def discard(context: Context, *, wait: float = 0) -> int:
+    """The booted generation is next again; the pending one is deleted unless it is good, pinned or in use."""
+    with context.locked(wait=wait) as work:
+        state = volume.read_state(work.volume)
+        slots = slots_after_discard(state, work.config.generations.slots)
+        repoint.point_at(work, state, slots)
+        context.console.note(f"generation {state.next} is discarded; {state.booted} is next")
+        dropped = state.find(state.next)
+        if dropped and not (dropped.good or dropped.pinned or dropped.id in slots) and not _in_use(work, dropped.id):
+            session.collect(work, (Victim(dropped.id, "discarded"),))
+        session.publish_status(work)
+    return 0
+
+
+def _in_use(work: Work, name: str) -> bool:
+    return name in session.mounted_generations(work.volume)

@@ -1,0 +1,85 @@
+"""What every command is given: which volume is meant, whom to talk to, and how to get at both."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from apk_atomic import files, locate, mounts, session, volume
+from apk_atomic.config import Config, load
+from apk_atomic.console import Console
+from apk_atomic.errors import UsageError
+from apk_atomic.names import redact_argv
+from apk_atomic.session import Work
+from apk_atomic.signals import Signals
+from apk_atomic.volume import Volume
+
+CONFIG = "etc/apk-atomic/apk-atomic.toml"
+_CONFIG_LIMIT = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`argv` is the whole line as typed, for messages and records; `spec` the operand of --atomic-volume."""
+
+    argv: tuple[str, ...]
+    console: Console
+    spec: str | None = None
+
+    def locate(self) -> locate.Located:
+        """The volume that is meant. Raises NotSuchRoot, UsageError."""
+        return locate.running() if self.spec is None else locate.named(self.spec)
+
+    @contextmanager
+    def locked(self, *, wait: float = 0) -> Iterator[Work]:
+        """The volume for changing; see `session.locked`. Ending signals are held back from here on."""
+        require_root(self.argv)
+        signals = Signals()
+        try:
+            command = shlex.join(redact_argv(self.argv))
+            with session.locked(self.locate(), read_config, self.console, signals, command=command, wait=wait) as work:
+                yield work
+        finally:
+            signals.release()
+
+    @contextmanager
+    def opened(self) -> Iterator[Volume]:
+        """The volume for reading, without a lock."""
+        require_root(self.argv)
+        located = self.locate()
+        mounts.make_private()
+        with volume.opened(located) as found:
+            yield found
+
+
+def read_config(opened: Volume) -> Config:
+    """The configuration of the running system; on a volume that is not its own, that of the generation in slot 0.
+
+    Raises UsageError with every mistake in it. Without a file everything has its default.
+    """
+    if opened.running:
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        slots = volume.read_state(opened).slots
+        if not slots or not slots[0]:
+            return Config()
+        root = volume.open_root(opened, slots[0])
+    try:
+        data = files.read_file(root, CONFIG, _CONFIG_LIMIT, resolve=files.IN_ROOT)
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        hint = f"repair or remove /{CONFIG}"
+        raise UsageError(f"/{CONFIG}: {error.strerror}; nothing was changed", hint=hint) from error
+    finally:
+        os.close(root)
+    return load(data, f"/{CONFIG}")
+
+
+def require_root(argv: tuple[str, ...]) -> None:
+    """Raises UsageError for anybody else."""
+    if os.geteuid() != 0:
+        raise UsageError("only root can do this; nothing was changed", hint=f"doas {shlex.join(redact_argv(argv))}")
