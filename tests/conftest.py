@@ -22,7 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     apk = which_apk()
-    _say(session.config, f"apk: {apk.kind} {apk.version} ({apk.path})")
+    what = f"real {apk.version}" if apk.real else f"stand-in for {apk.version}"
+    _say(session.config, f"apk: {what} ({apk.path})")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ of volumes or generations: it fills a directory. `base_inputs` and `project_inpu
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,6 @@ TEXTS = {
     "etc/profile": f"export PATH={CLEAN['PATH']}\n",
     "etc/shells": "/bin/sh\n/bin/ash\n",
     "etc/os-release": "NAME=Alpine\nID=alpine\nVERSION_ID=3.99.0\n",
-    "etc/apk/repositories": f"{REPOSITORY}\n",
     "etc/apk/world": "",
     "etc/apk/arch": f"{machine_arch()}\n",
     "etc/fstab": "",
@@ -61,7 +59,8 @@ def base_inputs() -> Iterator[str]:
 
 def project_inputs() -> Iterator[str]:
     """What is installed of the project."""
-    for path in sorted((PROJECT / "apk_atomic").rglob("*.py")):
+    sources = sorted((PROJECT / "apk_atomic").rglob("*.py"))
+    for path in (*sources, PROJECT / "Makefile", PROJECT / "config/apk-atomic.toml"):
         yield str(path.relative_to(PROJECT))
         yield path.read_text()
 
@@ -81,13 +80,11 @@ def fill_base(root: Path) -> None:
 
 
 def install_project(root: Path) -> None:
-    """Install apk-atomic into a tree that `fill_base` made."""
-    target = site_packages(root) / "apk_atomic"
-    shutil.copytree(PROJECT / "apk_atomic", target, ignore=shutil.ignore_patterns("__pycache__"))
-    command = root / "usr/bin/apk-atomic"
-    shutil.copyfile(PROJECT / "apk_atomic/front.py", command)
-    command.chmod(0o755)
-    compile_modules(target, root)
+    """Install apk-atomic into a tree that `fill_base` made, as the project installs itself."""
+    site = site_packages(root)
+    place = [f"DESTDIR={root}", "PREFIX=/usr", f"SITE=/{site.relative_to(root)}"]
+    subprocess.run(["make", "--silent", "-C", PROJECT, "install", *place], check=True, stdout=subprocess.DEVNULL)
+    compile_modules(site / "apk_atomic", root)
 
 
 def _add_busybox(root: Path) -> None:
@@ -106,3 +103,5 @@ def _add_apk(root: Path) -> None:
     add_binary(root, Path(which_apk().path), "sbin/apk")
     command = ["chroot", str(root), "/sbin/apk", "add", "--initdb", "--no-network"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=CLEAN)
+    # Not before: apk would warn that the index is not there yet.
+    (root / "etc/apk/repositories").write_text(f"{REPOSITORY}\n")
