@@ -18,6 +18,7 @@ install:
 	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
 	install -m 644 apk_atomic/*.py apk_atomic/py.typed "$(DESTDIR)$(SITE)/apk_atomic/"
 	install -m 644 apk_atomic/commands/*.py "$(DESTDIR)$(SITE)/apk_atomic/commands/"
+	$(PYTHON) -m compileall -q -s "$(DESTDIR)" -p / "$(DESTDIR)$(SITE)/apk_atomic"
 	sed '1s|^#!.*|#!$(INTERPRETER) -I|' apk_atomic/front.py > "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
