@@ -1,0 +1,256 @@
+"""Reading an initramfs as the kernel does: what is in it, and whether it is whole.
+
+An image is a row of newc cpio archives, each plain or inside a compressed segment, with NUL padding between
+them (kernel: buffer-format.rst, init/initramfs.c); early microcode is simply the first one. Everything is
+streamed: memory holds the names and digests of the members and the beginnings of a few. Any bytes give an
+`Image` or `unpack.Damaged`, within the limits below. This module must not know what a good image has to hold,
+and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apk_atomic import cpio
+from apk_atomic.unpack import CHUNK, Damaged, Unpacked, sniff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from apk_atomic.unpack import External
+
+MAX_UNPACKED = 1 << 30  # bytes; the largest real images (all firmware of a desktop) unpack to a third of it
+MAX_MEMBERS = 100_000
+_MAX_LINKS = 40  # as in the kernel
+_DIGEST = 16  # bytes
+_STAGING, _ID_DIGITS = b"staging/", 14
+# How much of a member is kept for whoever judges the image, by base name.
+_KEPT = {
+    "init": 1 << 18, "modules.dep": 1 << 22, "modules.builtin": 1 << 20,
+    "busybox": 1 << 12, "sh": 1 << 12, "kmod": 1 << 12, "systemd": 1 << 12,
+}  # fmt: skip
+_MAX_KEPT = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """`mode` as in stat; `size` in bytes; `content`: a file's BLAKE2b-128 in hex, or a link's target."""
+
+    mode: int
+    size: int
+    content: str
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a whole image holds.
+
+    Names have no leading "/" or "./". `starts`: the beginnings of the few members that a judge reads.
+    `staged`: members that name a staging subvolume, which will be gone when they are read. `codecs`: of its
+    segments, in order, "none" for a plain archive.
+    """
+
+    members: Mapping[str, Member]
+    starts: Mapping[str, bytes]
+    staged: tuple[str, ...]
+    codecs: tuple[str, ...]
+
+    def resolve(self, path: str) -> str | None:
+        """The name of the member that `path` leads to in the unpacked image, links followed; None if none."""
+        rest, done, links = cpio.parts(path), list[str](), 0
+        while rest:
+            part = rest.pop(0)
+            if part == "..":
+                done = done[:-1]
+                continue
+            done.append(part)
+            member = self.members.get("/".join(done))
+            if member is None or not member.is_link:
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            done = [] if member.content.startswith("/") else done[:-1]
+            rest = cpio.parts(member.content) + rest
+        name = "/".join(done)
+        return name if name in self.members else None
+
+    def program(self, path: str) -> str | None:
+        """`resolve`, for what can be executed only."""
+        name = self.resolve(path)
+        if name is None or not self.members[name].is_file or not self.members[name].mode & 0o111:
+            return None
+        return name
+
+
+def read(fd: int, external: External | None = None) -> Image:
+    """The image in the regular file `fd`, read to its end; `external` unpacks what Python itself cannot.
+
+    Raises Damaged when the kernel would not unpack all of it, or an archive has no end (TRAILER!!!).
+    """
+    reader, codecs = _Reader(), list[str]()
+    size = os.fstat(fd).st_size
+    offset = _behind_zeros(fd, 0)
+    while offset < size:
+        head = os.pread(fd, 8, offset)
+        codec = sniff(head)
+        if codec is not None:
+            codecs.append(codec)
+            offset = reader.packed(Unpacked(fd, offset, codec, external))
+        elif head.startswith(cpio.MAGIC):
+            codecs.append("none")
+            offset = reader.plain(fd, offset)
+        else:
+            raise Damaged(f"is corrupt: at byte {offset} is neither a cpio archive nor a compressed one")
+        offset = _behind_zeros(fd, offset)
+    if not codecs:
+        raise Damaged("is empty")
+    return Image(reader.members, reader.starts, tuple(reader.staged), tuple(codecs))
+
+
+def file_digest(fd: int) -> str:
+    """The digest of a file of a root, as `Member.content` would have it."""
+    from hashlib import blake2b
+
+    digest = blake2b(digest_size=_DIGEST)
+    for chunk in _file_chunks(fd, 0):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Reader:
+    """Collects the members of all archives of one image."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.starts: dict[str, bytes] = {}
+        self.staged: list[str] = []
+        self._count = 0
+        self._room, self._keep = MAX_UNPACKED, _MAX_KEPT
+        self._linked: dict[tuple[int, int, int], list[str]] = {}
+
+    def plain(self, fd: int, offset: int) -> int:
+        """The archive that stands at `offset` of the file as it is; the offset behind it."""
+        if offset % 4:
+            raise Damaged(f"is corrupt: the archive at byte {offset} is not aligned")
+        window = cpio.Window(self._limited(_file_chunks(fd, offset)))
+        self._archive(window)
+        return offset + window.position
+
+    def packed(self, segment: Unpacked) -> int:
+        """All archives of a compressed segment, to its end: the kernel takes nothing else in there."""
+        window = cpio.Window(self._limited(segment))
+        if window.at_end():
+            raise Damaged("is empty: a compressed segment holds nothing")
+        while not window.at_end():
+            self._archive(window)
+            window.skip_zeros()
+        return segment.end
+
+    def _limited(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._room -= len(chunk)
+            if self._room < 0:
+                raise Damaged(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+            yield chunk
+
+    def _archive(self, window: cpio.Window) -> None:
+        """One archive up to and with its trailer."""
+        self._linked = {}
+        while (entry := cpio.next_entry(window)) is not None:
+            self._count += 1
+            if self._count > MAX_MEMBERS:
+                raise Damaged(f"holds more than {MAX_MEMBERS} members")
+            member = Member(entry.mode, entry.size, self._content(window, entry))
+            window.skip(cpio.padding(entry.size))
+            if entry.name:
+                self.members[entry.name] = member
+            if entry.links > 1 and member.is_file:
+                self._share(entry.name, member, self._linked.setdefault(entry.inode, []))
+
+    def _content(self, window: cpio.Window, entry: cpio.Entry) -> str:
+        """Takes the content off `window`; what `Member.content` says of it."""
+        if stat.S_ISREG(entry.mode):
+            return self._digest(window, entry)
+        if not stat.S_ISLNK(entry.mode):
+            window.skip(entry.size)
+            return ""
+        if entry.size > cpio.MAX_NAME:
+            raise Damaged("is corrupt: a symbolic link in it is too long")
+        return os.fsdecode(window.take(entry.size).rstrip(b"\0"))
+
+    def _share(self, name: str, member: Member, names: list[str]) -> None:
+        """Of hard links only the last carries the data, which all of them have."""
+        names.append(name)
+        if member.size:
+            for other in names:
+                self.members[other] = member
+                if name in self.starts:
+                    self.starts[other] = self.starts[name]
+
+    def _digest(self, window: cpio.Window, entry: cpio.Entry) -> str:
+        """The digest of a regular file's content, whose beginning is kept where it is wanted."""
+        from hashlib import blake2b  # with OpenSSL behind it, which most commands need not load
+
+        digest, total, tail, staged = blake2b(digest_size=_DIGEST), 0, b"", False
+        wanted = _KEPT.get(entry.name.rpartition("/")[2], 0)
+        for piece in window.pieces(entry.size):
+            digest.update(piece)
+            if entry.checksum is not None:
+                total += sum(piece)
+            staged = staged or names_staging(tail + piece)
+            tail = piece[-len(_STAGING) - _ID_DIGITS :]
+            wanted -= self._keep_start(entry.name, piece[: max(wanted, 0)])
+        if entry.checksum is not None and total & 0xFFFFFFFF != entry.checksum:
+            raise Damaged(f"is corrupt: the checksum of {entry.name} is wrong")
+        if staged:
+            self.staged.append(entry.name)
+        return digest.hexdigest()
+
+    def _keep_start(self, name: str, piece: bytes) -> int:
+        """Adds `piece` to what is kept of `name`, as far as there is room; how much that was."""
+        piece = piece[: self._keep]
+        if piece:
+            self.starts[name] = self.starts.get(name, b"") + piece
+            self._keep -= len(piece)
+        return len(piece)
+
+
+def names_staging(data: bytes) -> bool:
+    """Whether the path of a staging subvolume stands in `data`: "staging/" and 14 digits (drivers/staging/ is
+    in every modules.dep)."""
+    at = data.find(_STAGING)
+    while at >= 0:
+        start = at + len(_STAGING)
+        digits = data[start : start + _ID_DIGITS]
+        if len(digits) == _ID_DIGITS and digits.isdigit():
+            return True
+        at = data.find(_STAGING, start)
+    return False
+
+
+def _file_chunks(fd: int, offset: int) -> Iterator[bytes]:
+    while chunk := os.pread(fd, CHUNK, offset):
+        offset += len(chunk)
+        yield chunk
+
+
+def _behind_zeros(fd: int, offset: int) -> int:
+    """The offset of the first byte from `offset` on that is not NUL, or of the file's end."""
+    for chunk in _file_chunks(fd, offset):
+        rest = chunk.lstrip(b"\0")
+        offset += len(chunk) - len(rest)
+        if rest:
+            break
+    return offset
