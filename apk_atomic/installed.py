@@ -104,6 +104,29 @@ def _same_before(old: bytes, new: bytes, length: int, step: int) -> bool:
     return old[left - step : left] == new[right - step : right]
 
 
+def new_files(old: bytes, new: bytes) -> tuple[str, ...]:
+    """Paths (no leading slash) of the files of every package that is in `new` and not, the same, in `old`."""
+    start = _common_start(old, new)
+    end = _common_end(old, new, start)
+    known = set(old[start : len(old) - end].split(b"\n\n"))
+    found = []
+    for record in new[start : len(new) - end].split(b"\n\n"):
+        if record not in known:
+            found += _files(record)
+    return tuple(found)
+
+
+def _files(record: bytes) -> list[str]:
+    directory, found = "", []
+    for line in record.split(b"\n"):
+        if line[:2] == b"F:":
+            directory = line[2:].decode("utf-8", "surrogateescape")
+        elif line[:2] == b"R:":
+            name = line[2:].decode("utf-8", "surrogateescape")
+            found.append(f"{directory}/{name}" if directory else name)
+    return found
+
+
 def difference(old: bytes, new: bytes) -> PackageChanges:
     """What was added, removed, upgraded (or downgraded) and rebuilt between two databases."""
     if old == new:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from apk_atomic import btrfs, changed, files, fstab, installed, journal, pointer, process, session, staged, volume
+from apk_atomic import btrfs, changed, files, fstab, installed, journal, pointer, process, session, shared, staged, volume
 from apk_atomic.bootable import Bootable, make_bootable
 from apk_atomic.changed import Changed
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable
@@ -186,7 +186,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     _hooks(work, "pre-change.d", root.id, root.base)
     point("change-started")
     with clock.step("change"):
-        request.change(root)
+        _run_change(root, request)
     work.signals.check()
     point("changed")
     _hooks(work, "post-change.d", root.id, root.base)
@@ -194,19 +194,39 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
         found = changed.compare(root.base_root, root.root, fstab.encode(root.fstab.text))
     if not found.relevant:
         return None
-    _warn_fstab(root)
+    before, after = (_database(fd) for fd in (root.base_root, root.root))
+    _warn(root, before, after)
     with clock.step("prove"):
         bootable = make_bootable(root, found)
     work.signals.check()
     _hooks(work, "pre-commit.d", root.id, root.base)
     point("hooked")
-    before, after = (_database(fd) for fd in (root.base_root, root.root))
     return _Result(found, bootable, installed.difference(before, after), after)
 
 
-def _warn_fstab(root: Staged) -> None:
+def _run_change(root: Staged, request: Request) -> None:
+    try:
+        request.change(root)
+    except AtomicError:
+        _name_altered(root)
+        raise
+
+
+def _warn(root: Staged, before: bytes, after: bytes) -> None:
+    """What the user should know of the change itself."""
+    console = root.work.console
     if staged.read_fstab(root.root) != root.fstab.text:
-        root.work.console.warn("the change altered etc/fstab; the template at the top level was not touched")
+        console.warn("the change altered etc/fstab; the template at the top level was not touched")
+    hidden = shared.hidden_files(root, before, after)
+    if hidden:
+        console.warn(f"under a mount point, so not part of the generation: {shared.named(hidden)}")
+    _name_altered(root)
+
+
+def _name_altered(root: Staged) -> None:
+    altered = shared.altered_commons(root)
+    if altered:
+        root.work.console.warn(f"changed meanwhile, shared by all generations: {shared.named(altered)}")
 
 
 def _database(root: int) -> bytes:

@@ -1,0 +1,79 @@
+"""What a change did outside the generation: in the commons, which are live, and under mount points.
+
+A discard does not take that back, and a commit does not contain it, so the user is told by name (design, section 1 and
+section 5).
+"""
+
+from __future__ import annotations
+
+import os
+
+from apk_atomic import btrfs, btrfs_trees, files, fstab, installed
+from apk_atomic.chroot import Common
+from apk_atomic.staged import Staged
+
+# apk's own cache and log, and what every daemon writes all the time
+_QUIET = ("/var/cache/apk", "/var/log")
+_FRESH = ("/dev", "/proc", "/run", "/sys", "/tmp")
+_NAMED = 5
+
+
+def altered_commons(root: Staged) -> tuple[str, ...]:
+    """Absolute paths of files in writable commons that were changed since the root was staged.
+
+    Flushes the volume first. Whoever changed them: other programs write there too.
+    """
+    writable = [common for common in root.plan.commons if common.writable and common.point not in _QUIET]
+    if not writable:
+        return ()
+    staged = btrfs.subvolume_info(root.root)
+    files.syncfs(root.root)
+    found: list[str] = []
+    for common in writable:
+        found += _altered(root.work.volume.top, common, staged)
+    return tuple(sorted(found))
+
+
+def _altered(top: int, common: Common, staged: btrfs.SubvolumeInfo) -> list[str]:
+    """What is newer than the staged root: by transaction, and by ctime, since data of before is also written later."""
+    fd = files.open_beneath(top, common.subvolume.strip("/"), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not btrfs.is_subvolume(fd):
+            return []
+        directories: dict[int, str] = {}
+        changed = [each for each in btrfs_trees.changed_inodes(fd, staged.otransid) if not each.is_dir]
+        names = [name for each in changed for name in btrfs_trees.inode_paths(fd, each.ino, directories)]
+        paths = [f"{common.point}/{name}" for name in names if _ctime(fd, name) >= staged.otime]
+        return [path for path in paths if not _below(path, _QUIET)]
+    finally:
+        os.close(fd)
+
+
+def _ctime(fd: int, name: str) -> float:
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False).st_ctime
+    except OSError:
+        return 0  # gone meanwhile
+
+
+def hidden_files(root: Staged, before: bytes, after: bytes) -> tuple[str, ...]:
+    """Absolute paths of files that newly installed packages own under a mount point of the generation's fstab.
+
+    They are not part of the generation, whether the file system is mounted during the change or not.
+    """
+    if before == after:
+        return ()
+    points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text) if entry.mountpoint.startswith("/")}
+    places = tuple(sorted((points - {""}) | set(_FRESH)))
+    owned = (f"/{path}" for path in installed.new_files(before, after))
+    return tuple(path for path in owned if _below(path, places) and not _below(path, _QUIET))
+
+
+def named(paths: tuple[str, ...]) -> str:
+    """`/a, /b and 7 more`."""
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(paths[:_NAMED]) + more
+
+
+def _below(path: str, places: tuple[str, ...]) -> bool:
+    return any(path == place or path.startswith(place + "/") for place in places)
