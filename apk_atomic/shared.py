@@ -63,8 +63,8 @@ def hidden_files(root: Staged, before: bytes, after: bytes) -> tuple[str, ...]:
     """
     if before == after:
         return ()
-    points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text) if entry.mountpoint.startswith("/")}
-    places = tuple(sorted((points - {""}) | set(_FRESH)))
+    points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text)}
+    places = tuple(sorted({point for point in points if point.startswith("/")} | set(_FRESH)))
     owned = (f"/{path}" for path in installed.new_files(before, after))
     return tuple(path for path in owned if _below(path, places) and not _below(path, _QUIET))
 

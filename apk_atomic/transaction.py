@@ -13,7 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from apk_atomic import btrfs, changed, files, fstab, installed, journal, pointer, process, session, shared, staged, volume
+from apk_atomic import (
+    btrfs,
+    changed,
+    files,
+    fstab,
+    installed,
+    journal,
+    pointer,
+    process,
+    session,
+    shared,
+    staged,
+    volume,
+)
 from apk_atomic.bootable import Bootable, make_bootable
 from apk_atomic.changed import Changed
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable
