@@ -216,8 +216,6 @@ def _long_v3(key: str, value: str | None, explicit: bool, known: tuple[Option, .
         item, takes = _candidate(option, negated, value, explicit)
         if len(option.name) + 3 * negated == len(key):
             return item, takes
-        if option.mode in _SWITCHES and explicit and item.problem is not None and not negated:
-            return item, takes  # a wrong =value is an error at once
     if count > 1:
         return Item(key, None, Problem.MISUSED), takes
     return item, takes

@@ -46,8 +46,11 @@ ACCEPTED = [
     ("info -t --atomic-base b x", AtomicOptions(base="b"), "info -t x"),
     ("add -q --atomic-base b x", AtomicOptions(base="b"), "add -q x"),
     ("add - --atomic-base b x", AtomicOptions(base="b"), "add - x"),
+    ("-q --atomic-base b foo", AtomicOptions(base="b"), "-q foo"),
+    ("--atomic-message -- --atomic-base fix add -t --atomic-x y", AtomicOptions(base="fix", message="--"),
+     "add -t --atomic-x y"),
     ("add --atomic", AtomicOptions(), "add --atomic"),
-]
+]  # fmt: skip
 
 REFUSED = [
     ("add --atomic-bogus x", "--atomic-bogus"),

@@ -250,6 +250,18 @@ def test_applet_by_program_name(program: str, line: str, kind: Kind, applet: str
     assert decided.argv == tuple(line.split())
 
 
+@pytest.mark.parametrize("version", Version)
+@pytest.mark.parametrize(
+    ("line", "operands"),
+    [
+        ("add x y", ("x", "y")), ("x add y", ("x", "y")), ("add add", ("add",)), ("add - x", ("-", "x")),
+        ("add '' x", ("x",)), ("add -- -s --", ("-s", "--")), ("add -t .v x -q y", ("x", "y")), ("-- add", ()),
+    ],
+)  # fmt: skip
+def test_operands(version: Version, line: str, operands: tuple[str, ...]) -> None:
+    assert read(version, shlex.split(line)).operands == operands
+
+
 def test_posixly_correct_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSIXLY_CORRECT", "1")
     assert parse(["add", "x", "-s"]).kind is S
@@ -258,7 +270,8 @@ def test_posixly_correct_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("root", LIVE_ROOTS)
 def test_spellings_of_the_live_root(root: str) -> None:
     assert reaches_live_root(root)
-    assert parse(["add", "--root", root, "x"]).kind is C
+    decided = parse(["add", "--root", root, "x"])
+    assert (decided.kind, decided.root) == (C, None if root == "/" else root)
 
 
 @pytest.mark.parametrize("root", OTHER_ROOTS)
