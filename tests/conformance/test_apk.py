@@ -262,10 +262,21 @@ def test_a_read_only_root(lab: Lab) -> None:
 
 
 @every_apk
+def test_the_prompt_without_a_stdin(lab: Lab) -> None:
+    """A closed stdin is like one at its end, and that means yes."""
+    lab.repository.publish(BASE)
+    argv = ["sh", "-c", 'exec "$0" "$@" <&-', *lab.argv("-i", "add", "base")]
+    assert subprocess.run(argv, stdout=subprocess.DEVNULL).returncode == 0
+    assert lab.world() == "base"
+
+
+@every_apk
 def test_progress_on_a_descriptor(lab: Lab) -> None:
     lab.repository.publish(BASE)
     reader, writer = os.pipe()
-    done = subprocess.run(lab.argv("--progress-fd", str(writer), "add", "base"), pass_fds=[writer], stdout=-3)
+    done = subprocess.run(
+        lab.argv("--progress-fd", str(writer), "add", "base"), pass_fds=[writer], stdout=subprocess.DEVNULL
+    )
     os.close(writer)
     with open(reader) as pipe:
         lines = pipe.read().splitlines()
