@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from apk_atomic import chroot, files, installed, mounts, namespace, operands, staged, volume
@@ -121,16 +122,17 @@ _FLAGS = (("s", "a script or trigger"), ("f", "the files"), ("x", "the extended 
 # ---- without a transaction -------------------------------------------------------------------------------
 
 
-def exec_in_generation(opened: Volume, config: Config, name: str, line: Line) -> NoReturn:
-    """Replaces this process by apk in the sealed generation NAME; its database directory is a forgotten copy.
+def exec_in_generation(
+    opened: Volume, config: Config, name: str, line: Line, *, copied_database: bool = False
+) -> NoReturn:
+    """Replaces this process by apk in the sealed generation NAME; see RootPlan for `copied_database`.
 
     Raises CheckFailed when that cannot be done. The namespace of this process is the only one that sees the mounts.
     """
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
     call = command(root, line)
-    plan = RootPlan(plan.device, plan.subvolume, plan.commons, binds(line, plan), resolv=plan.resolv, sealed=True)
-    chroot.enter(plan)
+    chroot.enter(replace(plan, binds=binds(line, plan), copied_database=copied_database))
     namespace.drop_capabilities()
     replace_process(call)
 

@@ -1,37 +1,195 @@
-"""The staged root made bootable: initramfs where an input changed, then the boot proof."""
+"""The staged root made bootable: initramfs where an input changed, then the boot proof (design, sections 6 and 7)."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from apk_atomic import files
+from apk_atomic import chroot, decompress, files, kernel, proof, rebuild, staged, volume
 from apk_atomic.changed import Changed
-from apk_atomic.model import Image, Proof
+from apk_atomic.errors import BuildFailed, CheckFailed
+from apk_atomic.faults import point
+from apk_atomic.initramfs import Image as ReadImage
+from apk_atomic.model import Image, Record
+from apk_atomic.model import Proof as RecordedProof
+from apk_atomic.namespace import Command
+from apk_atomic.proof import Finding, Proof, ProofInput
+from apk_atomic.rebuild import Plan, Rebuild
 from apk_atomic.staged import Staged
+from apk_atomic.volume import Volume
 
-_BOOT = ("vmlinuz-", "initramfs-")
+if TYPE_CHECKING:
+    from apk_atomic.unpack import External
+
+MENU = "state/boot.json"
+_MENU_LIMIT = 1 << 20  # bytes
+_SHOWN = 5  # findings that a refusal spells out
 
 
 @dataclass(frozen=True, slots=True)
 class Bootable:
     """What the record keeps of it; `boot_paths` are what the boot menu will look for in the root."""
 
-    boot_paths: tuple[str, ...] = ()
-    kernels: tuple[tuple[str, str], ...] = ()
-    images: tuple[Image, ...] = ()
-    proof: Proof | None = None
-    warnings: tuple[str, ...] = ()
+    boot_paths: tuple[str, ...]
+    kernels: tuple[tuple[str, str], ...]
+    images: tuple[Image, ...]
+    proof: RecordedProof
+    warnings: tuple[str, ...]
+
+
+def make_bootable(root: Staged, changed: Changed) -> Bootable:
+    """Rebuilds what is out of date, proves the root or inherits base's proof.
+
+    Raises BuildFailed where an initramfs cannot be made, CheckFailed where the root would not boot.
+    """
+    record = volume.read_record(root.work.volume, root.base)
+    paths = (*changed.paths, *changed.removed)
+    plan = _build(root, paths, record)
+    point("built")
+    facts = _facts(root, plan)
+    if record is None or record.proof is None or plan.rebuild or _is_due(root, paths, record):
+        found = _full(root, plan, facts)
+    else:
+        found = _inherited(root, record, facts)
+    point("proved")
+    return found
 
 
 def boot_names(root: int) -> tuple[str, ...]:
     """The kernels, initramfs and microcode images in boot/ of a root: what a static boot menu may name."""
+    return tuple(f"boot/{name}" for name in kernel.boot_names(root))
+
+
+def menu_paths(opened: Volume) -> tuple[str, ...] | None:
+    """Paths, relative to a root, that `state/boot.json` says the boot menu uses; None without a usable one."""
     try:
-        names = files.list_names(root, "boot")
-    except OSError:
-        return ()
-    return tuple(f"boot/{name}" for name in names if name.startswith(_BOOT) or name.endswith("-ucode.img"))
+        found = json.loads(files.read_file(opened.top, MENU, _MENU_LIMIT))
+        return tuple(str(path) for path in found["paths"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
-def make_bootable(root: Staged, changed: Changed) -> Bootable:
-    """Raises BuildFailed, CheckFailed: the transaction is then discarded."""
-    return Bootable(boot_paths=boot_names(root.base_root))
+# ---- the initramfs --------------------------------------------------------------------------------------------------
+
+
+def _build(root: Staged, paths: tuple[str, ...], record: Record | None) -> Plan:
+    known = {image.path: image.members for image in record.initramfs} if record else {}
+    wanted = root.work.config.initramfs.generator
+    plan = rebuild.concerned_flavors(
+        root.base_root,
+        root.root,
+        paths,
+        known,
+        configured=wanted if isinstance(wanted, tuple) else (),
+        external=_external(root),
+    )
+    for each in plan.rebuild:
+        _make_image(root, plan, each)
+    return plan
+
+
+def _make_image(root: Staged, plan: Plan, wanted: Rebuild) -> None:
+    root.work.console.step(f"building {wanted.output}: {'; '.join(wanted.reasons)}")
+    if plan.generator is None:
+        raise BuildFailed(f"no generator can make {wanted.output}; nothing was changed", hint="apk-atomic add mkinitfs")
+    argv = tuple(rebuild.build_command(root.root, plan.generator, wanted.release, wanted.output))
+    status = root.run(Command(argv[0], argv, chroot.environment(os.environ), silent=True))
+    root.work.signals.check()
+    if status:
+        raise BuildFailed(
+            f"{argv[0]} failed with exit status {status} for kernel {wanted.release}; nothing was changed",
+            hint="what it said stands above; free space in /tmp of the volume is a common reason",
+        )
+
+
+def _external(root: Staged) -> External:
+    plan = staged.plan_sealed(root.work.volume, root.work.config, root.base, root.base_root)
+    return decompress.by_program(plan, root.base_root)
+
+
+# ---- the proof ------------------------------------------------------------------------------------------------------
+
+
+def _facts(root: Staged, plan: Plan) -> ProofInput:
+    images = {} if plan.rebuild else dict(plan.images or {})
+    return ProofInput(
+        generation_path=f"/snapshots/{root.id}",
+        menu_paths=menu_paths(root.work.volume),
+        base_boot_names=kernel.boot_names(root.base_root),
+        decompress=_external(root),
+        images=images,
+        volume_uuid=root.work.volume.fsid,
+    )
+
+
+def _is_due(root: Staged, paths: tuple[str, ...], record: Record) -> bool:
+    inputs = record.proof.inputs if record.proof else ()
+    members = [member for image in record.initramfs for member in image.members]
+    return proof.must_run(root.root, paths, inputs, members)
+
+
+def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
+    verdict = proof.prove(root.root, facts)
+    _require(verdict, plan)
+    generator = str(plan.generator.kind) if plan.generator else ""
+    return Bootable(
+        boot_paths=_boot_paths(root, facts),
+        kernels=tuple(verdict.kernels.items()),
+        images=_recorded_images(verdict.images, verdict.kernels, generator),
+        proof=RecordedProof(of=root.id, inputs=verdict.inputs, warnings=_texts(verdict.warnings)),
+        warnings=_texts(verdict.warnings),
+    )
+
+
+def _inherited(root: Staged, record: Record, facts: ProofInput) -> Bootable:
+    """Base's verdict, with what no generation can inherit checked on this one."""
+    verdict = proof.prove_own(root.root, facts)
+    _require(verdict, Plan())
+    assert record.proof is not None
+    return Bootable(
+        boot_paths=_boot_paths(root, facts),
+        kernels=record.kernels,
+        images=record.initramfs,
+        proof=record.proof,
+        warnings=_texts(verdict.warnings),
+    )
+
+
+def _require(verdict: Proof, plan: Plan) -> None:
+    if verdict.passed:
+        return
+    shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
+    text = f"the new generation would not boot: {shown}; nothing was changed"
+    if plan.rebuild and any(finding.code.startswith("initramfs") for finding in verdict.failures):
+        raise BuildFailed(text, hint="the generator made an image that does not fit; its configuration decides")
+    raise CheckFailed(text, hint="--atomic-keep-failed keeps such a generation, in no slot, to be looked at")
+
+
+def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:
+    """What is looked up once more through the new pointer just before the switch."""
+    if facts.menu_paths is not None:
+        return tuple(path.lstrip("/") for path in facts.menu_paths)
+    return boot_names(root.base_root)
+
+
+def _recorded_images(
+    images: Mapping[str, ReadImage], kernels: Mapping[str, str], generator: str
+) -> tuple[Image, ...]:
+    flavors = {path: flavor for flavor in kernels for path in kernel.image_names(flavor)}
+    return tuple(
+        Image(
+            flavor=flavors.get(path, ""),
+            release=kernels.get(flavors.get(path, ""), ""),
+            path=path,
+            generator=generator,
+            members=tuple(image.members),
+        )
+        for path, image in images.items()
+    )
+
+
+def _texts(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    return tuple(finding.message for finding in findings)

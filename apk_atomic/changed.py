@@ -1,6 +1,6 @@
 """What a change left different in the staged root: by the inodes that are newer, never by a walk.
 
-The same list serves the question whether anything changed at all, the build of the initramfs, the proof and the warnings.
+The same list serves the question whether anything changed at all, the initramfs, the proof and the warnings.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class RootPlan:
     """What the root consists of.
 
     `subvolume` is the path of the root from the top level; `tmp` a directory of this namespace that becomes /tmp ('':
-    a tmpfs); `resolv` what a dangling /etc/resolv.conf link is to lead to. `sealed`: the root is read-only, and the
-    database directory becomes a writable copy that is forgotten (for `update` and `cache`).
+    a tmpfs); `resolv` what a dangling /etc/resolv.conf link is to lead to. `copied_database`: the database directory
+    becomes a writable copy that is forgotten, which lets `update` and `cache` work on a sealed root.
     """
 
     device: str
@@ -62,7 +62,8 @@ class RootPlan:
     binds: tuple[Bind, ...] = ()
     tmp: str = ""
     resolv: bytes | None = None
-    sealed: bool = False
+    read_only: bool = False
+    copied_database: bool = False
 
 
 def enter(plan: RootPlan) -> None:
@@ -71,7 +72,7 @@ def enter(plan: RootPlan) -> None:
     Raises CheckFailed, which names the path, where the snapshot has no plain directory for a mount.
     """
     os.makedirs(ROOT, mode=0o700, exist_ok=True)
-    flags = mounts.NOATIME | (mounts.RDONLY if plan.sealed else 0)
+    flags = mounts.NOATIME | (mounts.RDONLY if plan.read_only else 0)
     mounts.mount(plan.device, ROOT, "btrfs", flags, f"subvol={plan.subvolume}")
     root = os.open(ROOT, _DIRECTORY)
     _mount_system(root)
@@ -82,7 +83,7 @@ def enter(plan: RootPlan) -> None:
         _bind_from_caller(root, bind)
     if plan.resolv is not None:
         _provide_resolv(root, plan.resolv)
-    if plan.sealed:
+    if plan.copied_database:
         _make_database_writable(root, plan.commons)
     os.close(root)
     mounts.pivot_to(ROOT)

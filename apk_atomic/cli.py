@@ -56,7 +56,7 @@ def _dispatch(argv: Sequence[str], console: Console) -> int:
     options, rest = split_atomic(words)
     if rest and cmdline.is_our_verb(rest[0]):
         return _verb(Context(("apk-atomic", *words), console, options.volume), rest, options)
-    line = cmdline.parse(words, _apk_config(), "apk" if ours else program)
+    line = cmdline.parse(words, _apk_config(), "apk" if ours else program, _is_live_root)
     context = Context(("apk-atomic" if ours else program, *words), console, line.atomic.volume)
     return _apk(context, line)
 
@@ -80,6 +80,14 @@ def _apk(context: Context, line: Line) -> int:
     if line.kind is Kind.CACHE:
         apk.cache(context, line)
     return apk.pass_through(line)
+
+
+def _is_live_root(root: str) -> bool:
+    """Whether a --root reaches the running system's files, by whatever spelling or link."""
+    try:
+        return os.path.samefile(root, "/")
+    except OSError:
+        return cmdline.reaches_live_root(root)
 
 
 def _apk_config() -> list[str]:

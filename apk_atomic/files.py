@@ -36,7 +36,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 
-class FileTooLarge(OSError):  # noqa: N818 - named for what is the case, as the classes in `errors` are
+class FileTooLarge(OSError):
     """A file holds more bytes than its reader allowed (errno EFBIG)."""
 
 

@@ -39,6 +39,7 @@ class Command:
     directory: str = "/"
     keep_fds: tuple[int, ...] = ()
     interactive: bool = False  # a shell: a Ctrl-C at its prompt is not for us
+    silent: bool = False  # a tool of ours: no stdin, and what it says goes to stderr, for stdout is the caller's
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,9 @@ def _exec(command: Command, signals: Signals, report: int) -> None:
         _change_directory(command.directory)
         for fd in command.keep_fds:
             os.set_inheritable(fd, True)
+        if command.silent:
+            os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
+            os.dup2(2, 1)
         signals.restore_for_exec()
         os.execvpe(command.program, command.argv, command.environment)
     except OSError as error:

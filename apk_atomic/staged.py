@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apk_atomic import chroot, files, fstab, namespace
 from apk_atomic.chroot import Bind, Common, RootPlan
@@ -34,14 +34,7 @@ class Staged:
 
     def run(self, command: Command, binds: Sequence[Bind] = ()) -> int:
         """Runs a command in the root; its exit status. Every process that it started is dead afterwards."""
-        plan = RootPlan(
-            device=self.plan.device,
-            subvolume=self.plan.subvolume,
-            commons=self.plan.commons,
-            binds=tuple(binds),
-            tmp=self.plan.tmp,
-            resolv=self.plan.resolv,
-        )
+        plan = replace(self.plan, binds=tuple(binds))
         return namespace.run(command, lambda: chroot.enter(plan), self.work.signals, held=(self.work.lock,))
 
 
@@ -64,7 +57,7 @@ def plan_sealed(volume: Volume, config: Config, name: str, root: int) -> RootPla
         subvolume=f"/snapshots/{name}/@",
         commons=commons_of(volume, config, text, f"/snapshots/{name}", f"/snapshots/{name}"),
         resolv=host_resolv(),
-        sealed=True,
+        read_only=True,
     )
 
 

@@ -37,7 +37,7 @@ def pass_through(line: Line) -> NoReturn:
 
 
 def query(context: Context, line: Line) -> NoReturn:
-    """Answered from the pending generation, so that what was added is there; else by the booted one."""
+    """Answered from the pending generation, so that what was added is there, else by the booted one."""
     if context.spec is None and not volume.pending_ids():
         pass_through(line)
     if os.geteuid() != 0:
@@ -56,7 +56,7 @@ def simulate(context: Context, line: Line) -> NoReturn:
 
 
 def cache(context: Context, line: Line) -> NoReturn:
-    """`update` and `cache`: they change the shared cache only, so they need no generation, but a writable /var/cache."""
+    """`update` and `cache`: they change the shared cache only, so they need no generation but a writable /var/cache."""
     if os.geteuid() != 0:
         pass_through(line)
     _in_chosen(context, line, _queried, writes_cache=True)
@@ -86,7 +86,7 @@ def _in_chosen(
             context.console.aside(f"answered by the pending generation {name}")
         if writes_cache:
             _require_shared_cache(opened, config, name)
-        apkline.exec_in_generation(opened, config, name, line)
+        apkline.exec_in_generation(opened, config, name, line, copied_database=writes_cache)
 
 
 def _require_shared_cache(opened: Volume, config: Config, name: str) -> None:
