@@ -23,6 +23,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 def begin(volume: Volume) -> str:
     """Makes the journal of a new transaction and returns its ID, which nothing on the volume bears yet."""
     _ensure_directory(volume.top, STAGING, 0o700)
+    _ensure_directory(volume.top, NEXT, 0o755)
     while True:
         name = new_id(time.time(), os.urandom)
         if not any(_exists(volume.top, f"{parent}/{name}") for parent in (STAGING, SNAPSHOTS, LINKS)):
@@ -91,7 +92,7 @@ def remove(volume: Volume, name: str) -> None:
     reached = {*slot_links(volume, links), volume.booted}
     if links != name:
         remove_directory(volume, LINKS, name)
-    _unlink(volume.top, f"{NEXT}/current-{name}")
+    _unlink_next(volume, name)
     if name not in reached:
         remove_directory(volume, SNAPSHOTS, name)
     remove_directory(volume, STAGING, name)
@@ -101,7 +102,7 @@ def remove(volume: Volume, name: str) -> None:
 def recover(volume: Volume) -> tuple[str, ...]:
     """Finishes what a killed transaction or a power cut left in `staging/`; the IDs that were there."""
     try:
-        staging = files.open_beneath(volume.top, STAGING, _DIRECTORY)
+        staging = open_place(volume.top, STAGING)
     except FileNotFoundError:
         return ()
     try:
@@ -138,7 +139,20 @@ def _ensure_directory(top: int, name: str, mode: int) -> None:
     try:
         os.mkdir(name, mode, dir_fd=top)
     except FileExistsError:
-        os.close(files.open_beneath(top, name, _DIRECTORY))  # NotADirectoryError: somebody's file is in the way
+        os.close(open_place(top, name))
+
+
+def open_place(top: int, name: str) -> int:
+    """A descriptor of one of our directories at the top level; CheckFailed where it is a link or no directory."""
+    try:
+        return files.open_beneath(top, name, _DIRECTORY)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckFailed(
+            f"{name} at the top level of the volume is not a plain directory ({error.strerror}); nothing was changed",
+            hint=f"look at it and move it away; apk-atomic makes {name} itself",
+        ) from error
 
 
 def _exists(top: int, path: str) -> bool:
@@ -149,11 +163,17 @@ def _exists(top: int, path: str) -> bool:
     return True
 
 
-def _unlink(top: int, path: str) -> None:
+def _unlink_next(volume: Volume, name: str) -> None:
     try:
-        os.unlink(path, dir_fd=top)
+        scratch = open_place(volume.top, NEXT)
     except FileNotFoundError:
         return
+    try:
+        os.unlink(f"current-{name}", dir_fd=scratch)
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(scratch)
 
 
 def adopt(volume: Volume, name: str) -> None:
@@ -166,5 +186,5 @@ def release(volume: Volume, name: str) -> None:
     """Removes the journal, and the links that were laid out, but leaves `snapshots/NAME` as a generation."""
     if current_links(volume) != name:
         remove_directory(volume, LINKS, name)
-    _unlink(volume.top, f"{NEXT}/current-{name}")
+    _unlink_next(volume, name)
     remove_directory(volume, STAGING, name)

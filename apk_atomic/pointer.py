@@ -7,12 +7,11 @@ kernel sees the new link and the boot loader the old one (design, section 4).
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from apk_atomic import files
 from apk_atomic.errors import CheckFailed, NotDurable
 from apk_atomic.faults import point
-from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS
+from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, open_place
 from apk_atomic.lock import RUN
 from apk_atomic.volume import PENDING, Volume, current_links, links_of, pending_ids, slot_target
 
@@ -35,9 +34,11 @@ def lay_out(volume: Volume, name: str, slots: tuple[str, ...]) -> None:
 
 def link_next(volume: Volume, name: str) -> None:
     """`next/current-NAME`, whose text is right only once it has become `current`."""
-    with suppress(FileExistsError):
-        os.mkdir(NEXT, 0o755, dir_fd=volume.top)
-    os.symlink(f"./{LINKS}/{name}", f"{NEXT}/current-{name}", dir_fd=volume.top)
+    scratch = open_place(volume.top, NEXT)
+    try:
+        os.symlink(f"./{LINKS}/{name}", f"current-{name}", dir_fd=scratch)
+    finally:
+        os.close(scratch)
 
 
 def check(volume: Volume, name: str, before: str, boot_paths: tuple[str, ...]) -> None:
@@ -88,6 +89,10 @@ def switch(volume: Volume, name: str, before: str) -> None:
             f"the disk did not confirm the switch to {name} ({error.strerror}); the new generation may or may not boot",
             hint="dmesg says what is wrong with the disk; apk-atomic status shows what is next",
         ) from error
+
+
+def confirm(volume: Volume, name: str) -> None:
+    """After the switch: `name` alone counts as pending. What fails here leaves a mark that is right as well."""
     point("synced")
     if volume.running:
         write_pending((name,))

@@ -6,11 +6,12 @@ rename, last. After it nothing can fail any more, there are only warnings.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from apk_atomic import (
@@ -104,8 +105,11 @@ def perform(work: Work, request: Request) -> Done:
         pointer.switch(work.volume, name, before)
     except NotDurable:
         raise
-    except BaseException as error:
-        _discard(work, name, request, error)
+    except OSError as error:
+        _discard(work, name, request)
+        raise refusal(error) from error
+    except BaseException:
+        _discard(work, name, request)
         raise
     return _afterwards(work, name, before, result)
 
@@ -163,17 +167,16 @@ def _require_space(work: Work) -> None:
 
 @contextmanager
 def _staged(work: Work, name: str, base: Base, clock: Clock) -> Iterator[Staged]:
-    with clock.step("stage"):
-        journal.stage(work.volume, name, base.id)
-        root = files.open_beneath(work.volume.top, f"{journal.STAGING}/{name}/@", _DIRECTORY)
-        base_root = volume.open_root(work.volume, base.id)
-        text = _stage_fstab(work, name, base, root, base_root)
-    try:
+    with ExitStack() as stack:
+        with clock.step("stage"):
+            journal.stage(work.volume, name, base.id)
+            root = files.open_beneath(work.volume.top, f"{journal.STAGING}/{name}/@", _DIRECTORY)
+            stack.callback(os.close, root)
+            base_root = volume.open_root(work.volume, base.id)
+            stack.callback(os.close, base_root)
+            text = _stage_fstab(work, name, base, root, base_root)
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
         yield Staged(work, name, base.id, root, base_root, text, plan)
-    finally:
-        os.close(root)
-        os.close(base_root)
 
 
 def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
@@ -252,15 +255,12 @@ def _database(root: int) -> bytes:
 def _hooks(work: Work, directory: str, name: str, base: str) -> None:
     """The executables of a hook directory of the running system; another system's are not run here."""
     if work.volume.running and os.path.isdir(f"{HOOKS}/{directory}"):
-        process.run_hooks(
-            f"{HOOKS}/{directory}",
-            {
-                "APK_ATOMIC_ID": name,
-                "APK_ATOMIC_BASE": base,
-                "APK_ATOMIC_ROOT": f"{volume.TOP_LEVEL}/{journal.STAGING}/{name}/@",
-            },
-        )
-        work.signals.check()
+        known = {
+            "APK_ATOMIC_ID": name,
+            "APK_ATOMIC_BASE": base,
+            "APK_ATOMIC_ROOT": f"{volume.TOP_LEVEL}/{journal.STAGING}/{name}/@",
+        }
+        process.run_hooks(f"{HOOKS}/{directory}", known, work.signals)
 
 
 # ---- the commit ------------------------------------------------------------------------------------------
@@ -319,7 +319,15 @@ def write_record(work: Work, record: Record) -> None:
     point("record")
 
 
-def _discard(work: Work, name: str, request: Request, error: BaseException) -> None:
+def refusal(error: OSError) -> AtomicError:
+    """What an error of the system means for a transaction that was discarded because of it."""
+    text = f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(text, hint="apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full")
+    return CheckFailed(text, hint="dmesg may say more")
+
+
+def _discard(work: Work, name: str, request: Request) -> None:
     """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
     if request.keep_failed and _keep(work, name):
         return
@@ -354,12 +362,12 @@ def _keep(work: Work, name: str) -> bool:
 def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
     """The new generation is in place: from here on failures are warnings."""
     steps: tuple[Callable[[], None], ...] = (
+        lambda: pointer.confirm(work.volume, name),
         lambda: journal.remove(work.volume, name),
         lambda: journal.remove_directory(work.volume, journal.LINKS, before),
         lambda: _hooks(work, "post-commit.d", name, ""),
         lambda: _collect_garbage(work),
-        lambda: session.publish_status(work),
-        lambda: _require_reboot(work, name),
+        lambda: session.announce(work),
     )
     for step in steps:
         try:
@@ -372,10 +380,3 @@ def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
 def _collect_garbage(work: Work) -> None:
     state = volume.read_state(work.volume)
     session.collect(work, session.plan_garbage(work.volume, work.config, state, time.time()))
-
-
-def _require_reboot(work: Work, name: str) -> None:
-    """`/run/reboot-required`, which motd scripts and monitoring look for; it goes with /run at the reboot."""
-    if work.volume.running:
-        with open("/run/reboot-required", "w", encoding="utf-8") as file:
-            file.write(f"apk-atomic: generation {name} runs after the reboot\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from apk_atomic import btrfs, files, mounts
@@ -25,7 +25,7 @@ RECORD = "generation.json"
 OUR_FILES = frozenset((RECORD, "good", "failed", "attempts", "pinned"))
 _RECORD_LIMIT = 1 << 24  # bytes
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_TOP_LEVEL_ID = 5
+_TOP_LEVEL_ONLY = "subvolid=5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +44,39 @@ class Volume:
 
 
 @contextmanager
-def opened(located: Located) -> Iterator[Volume]:
+def opened(located: Located, *, writable: bool) -> Iterator[Volume]:
     """Mounts the top level (noatime) in this process's mount namespace, which must be private already.
 
-    A volume that is mounted read-only elsewhere is opened read-only. Raises NotSuchRoot when the device cannot be
+    The mount goes with that namespace, that is with this process. What is only read is mounted read-only; a volume
+    that cannot be written to is too, and says so. Raises NotSuchRoot when the device cannot be
     mounted as btrfs or does not have the layout.
     """
     make_run_directory()
     os.makedirs(TOP_LEVEL, mode=0o700, exist_ok=True)
-    read_only = _mount_top(located.device)
+    read_only = _mount_top(located.device, writable=writable)
     top = os.open(TOP_LEVEL, _DIRECTORY | os.O_CLOEXEC)
     try:
         _require_layout(top, located.device)
         yield Volume(located.device, located.fsid, located.booted, top, read_only)
     finally:
         os.close(top)
-        mounts.unmount(TOP_LEVEL)
+        # detached: the namespace is ours and ends with us, and what is still open here must not decide the exit status
+        mounts.unmount(TOP_LEVEL, mounts.DETACH)
 
 
-def _mount_top(device: str) -> bool:
-    options = f"subvolid={_TOP_LEVEL_ID}"
+def _mount_top(device: str, *, writable: bool) -> bool:
+    """Whether the mount is read-only."""
+    if writable:
+        with suppress(OSError):
+            mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME, _TOP_LEVEL_ONLY)
+            return False
     try:
-        mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME, options)
+        mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME | mounts.RDONLY, _TOP_LEVEL_ONLY)
     except OSError as error:
-        try:
-            mounts.mount(device, TOP_LEVEL, "btrfs", mounts.NOATIME | mounts.RDONLY, options)
-        except OSError:
-            raise NotSuchRoot(
-                f"cannot mount the top level of {device}: {error.strerror}; nothing was changed",
-                hint="dmesg says why",
-            ) from error
-        return True
-    return False
+        raise NotSuchRoot(
+            f"cannot mount the top level of {device}: {error.strerror}; nothing was changed", hint="dmesg says why"
+        ) from error
+    return True
 
 
 def _require_layout(top: int, device: str) -> None:

@@ -1,0 +1,1 @@
+"""Bad input and bad luck: each case really done, on a real volume."""

@@ -1,0 +1,220 @@
+"""A booted volume under attack: every command is judged by what it leaves behind.
+
+    trial.refused("apk-atomic", "add", "x", status=103, says="MiB are free")   # the volume is what it was
+    trial.committed("apk-atomic", "add", "x")                                  # it is exactly one generation further
+
+Either way nothing is left: no mount, no process, no loop device, no subvolume, nothing in staging/ and next/.
+Commands run in a session of their own, so that a script that signals its process group cannot reach the tests.
+Nothing here is durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support import btrfsctl, oracle
+from tests.support.oracle import TAG, Fingerprint
+from tests.support.packages import File, Package
+from tests.support.world import Guest, Result, Volume
+
+PARTS = ("snapshots", "links", "next", "staging")
+PATIENCE = 20.0
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The volume at one moment; equal views mean that nothing was changed. `pending` is the file in /run."""
+
+    current: str
+    slots: tuple[str, ...]
+    names: tuple[str, ...]
+    subvolumes: frozenset[str]
+    pending: str
+    tree: Fingerprint | None
+
+
+class Trial:
+    """`guest` is booted from `volume`, or from another one while `volume` is named by --atomic-volume."""
+
+    def __init__(self, volume: Volume, guest: Guest | None = None, *, deep: bool = True) -> None:
+        self.volume = volume
+        self.guest = guest or volume.boot()
+        self.tag = f"adversity-{os.getpid()}-{next(_numbers)}"
+        self._deep = deep
+        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        self.view = self.look()
+
+    def _concerning(self) -> tuple[str, ...]:
+        return (self.volume.device, str(self.volume.image.parent))
+
+    def look(self) -> View:
+        """What is on the volume now; a pointer that leads nowhere reads as its text."""
+        top = self.volume.top
+        names = tuple(f"{part}/{name}" for part in PARTS for name in _names(top / part))
+        try:
+            slots = tuple(self.volume.slots())
+            tree = oracle.fingerprint(self.volume.tree()) if self._deep else None
+        except (OSError, ValueError, RuntimeError):  # a pointer or slot that leads elsewhere, or round in a circle
+            slots, tree = (), None
+        return View(_pointer(top), slots, names, oracle.subvolumes(top), self.pending(), tree)
+
+    def pending(self) -> str:
+        """The content of /run/apk-atomic/next in the guest, '' where there is none."""
+        try:
+            return Path(self.guest.root, "run/apk-atomic/next").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def accept(self) -> None:
+        """What is on the volume now is what the next command starts from."""
+        self.view = self.look()
+
+    # ---- commands ----------------------------------------------------------------------------------------
+
+    def run(self, *argv: str, **how: Any) -> Result:
+        """Run a command and check that it left nothing behind, whatever it did."""
+        result = self.guest.run(argv, **self._apart(how))
+        self.check_clean(result)
+        return result
+
+    def start(self, *argv: str, **how: Any) -> subprocess.Popen[bytes]:
+        """The same, still running: for tests that act meanwhile; then `finish`."""
+        pipe = subprocess.PIPE
+        how = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | self._apart(how)
+        return self.guest.popen(argv, **how)
+
+    def finish(self, process: subprocess.Popen[bytes], *, clean: bool = True) -> Result:
+        """Wait for what `start` gave; `clean`: nothing may be left, as after `run`."""
+        out, err = process.communicate(timeout=60)
+        texts = (data.decode(errors="surrogateescape") for data in (out, err))
+        result = Result((str(process.args),), process.returncode, *texts)
+        if clean:
+            self.check_clean(result)
+        return result
+
+    def _apart(self, how: dict[str, Any]) -> dict[str, Any]:
+        env = dict(how.pop("env", None) or {})
+        return {"start_new_session": True, **how, "env": {**env, TAG: self.tag}}
+
+    def refused(self, *argv: str, status: int | None = None, says: str = "", **how: Any) -> Result:
+        """The command fails, and the volume is exactly what it was."""
+        result = self.run(*argv, **how)
+        self.check_old(result, status, says)
+        return result
+
+    def check_old(self, result: Result, status: int | None = None, says: str = "") -> None:
+        said = f"{result.argv}: exit status {result.status}\n{result.stdout}{result.stderr}"
+        assert result.status != 0, said
+        assert status is None or result.status == status, said
+        assert says in result.stderr, said
+        _assert_equal(self.look(), self.view)
+
+    def committed(self, *argv: str, **how: Any) -> str:
+        """The command succeeds and one new generation is next, sealed and whole; its ID."""
+        result = self.run(*argv, **how)
+        return self.check_new(result)
+
+    def check_new(self, result: Result) -> str:
+        said = f"{result.argv}: exit status {result.status}\n{result.stdout}{result.stderr}"
+        assert result.status == 0, said
+        before, self.view = self.view, self.look()
+        new = self.volume.slots()[0]
+        assert f"snapshots/{new}" not in before.names, said
+        assert btrfsctl.is_read_only(self.volume.tree())
+        assert all(self.volume.tree(slot).is_dir() for slot in range(len(self.view.slots)))
+        assert not [name for name in self.view.names if name.startswith(("next/", "staging/"))]
+        assert [name for name in self.view.names if name.startswith("links/")] == [f"links/{self.volume.current()}"]
+        return new
+
+    def works(self) -> str:
+        """The next run works: a package is added and is in the new generation."""
+        name = f"probe{next(_numbers)}"
+        self.volume.repo.publish(Package(name, files={f"usr/share/{name}": File(b"x")}))
+        self.accept()
+        new = self.committed("apk-atomic", "add", name)
+        assert (self.volume.tree() / "usr/share" / name).is_file()
+        return new
+
+    def check_clean(self, result: Result) -> None:
+        """Whatever it did: no traceback, mount, process, loop device or journal is left."""
+        said = f"{result.argv}: exit status {result.status}\n{result.stdout}{result.stderr}"
+        assert "Traceback" not in result.stderr, said
+        assert not self.guest.strays(), said
+        assert not oracle.survivors(self.tag), said
+        assert not oracle.leftovers(concerning=self._concerning()).since(self._leftovers), said
+        staging = self.volume.top / "staging"
+        assert staging.is_symlink() or not staging.is_dir() or not os.listdir(staging), said
+
+    # ---- what the tests do meanwhile ---------------------------------------------------------------------
+
+    def flag(self, name: str) -> Path:
+        """A file in /var/log, which test, guest and package scripts all see."""
+        return self.volume.top / "commons/@var@log" / name
+
+    def wait_for(self, name: str) -> None:
+        """Until a script has made the flag."""
+        until(self.flag(name).exists)
+
+    def wait_stopped(self, process: subprocess.Popen[bytes]) -> None:
+        """Until the command has stopped itself at a fault point."""
+        until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+    def go_on(self, process: subprocess.Popen[bytes]) -> None:
+        os.kill(process.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def etc(self) -> Any:
+        """/etc/apk-atomic of the booted system, writable for once; its path."""
+        self.guest.run(["mount", "-t", "tmpfs", "tmpfs", "/etc/apk-atomic"], check=True)
+        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        try:
+            yield Path(self.guest.root, "etc/apk-atomic")
+        finally:
+            self.guest.run(["umount", "/etc/apk-atomic"], check=True)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for an event that has no descriptor to wait on."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def publish_script(volume: Volume, name: str, script: str, **more: Any) -> Package:
+    """A package with one file and a post-install script of busybox sh."""
+    package = Package(
+        name, files={f"usr/share/{name}": File(b"x")}, scripts={"post-install": f"#!/bin/sh\n{script}\n"}, **more
+    )
+    volume.repo.publish(package)
+    return package
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _pointer(top: Path) -> str:
+    try:
+        return os.readlink(top / "current")
+    except OSError as error:
+        return f"({error.strerror})"
+
+
+def _assert_equal(now: View, before: View) -> None:
+    if now.tree and before.tree and now.tree != before.tree:
+        raise AssertionError("\n".join(before.tree.differences(now.tree)[:20]))
+    assert now == before
