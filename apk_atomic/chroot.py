@@ -71,6 +71,7 @@ def enter(plan: RootPlan) -> None:
 
     Raises CheckFailed, which names the path, where the snapshot has no plain directory for a mount.
     """
+    umask = os.umask(0o022)
     os.makedirs(ROOT, mode=0o700, exist_ok=True)
     flags = mounts.NOATIME | (mounts.RDONLY if plan.read_only else 0)
     mounts.mount(plan.device, ROOT, "btrfs", flags, f"subvol={plan.subvolume}")
@@ -87,6 +88,7 @@ def enter(plan: RootPlan) -> None:
         _make_database_writable(root, plan.commons)
     os.close(root)
     mounts.pivot_to(ROOT)
+    os.umask(umask)
 
 
 def find_apk(root: int) -> str | None:

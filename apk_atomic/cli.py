@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        console.error(f"{error.filename or 'the system'}: {error.strerror}; nothing was changed")
+        console.error(f"{error.filename or 'the system'}: {error.strerror}")
         return 100
 
 

@@ -51,7 +51,7 @@ class Context:
         require_root(self.argv)
         located = self.locate()
         mounts.make_private()
-        with volume.opened(located) as found:
+        with volume.opened(located, writable=False) as found:
             yield found
 
 

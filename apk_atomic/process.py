@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from apk_atomic.errors import AtomicError, Refused
+from apk_atomic.errors import AtomicError, Interrupted, Refused
+from apk_atomic.signals import Signals
 
+if TYPE_CHECKING:
+    from sh import RunningCommand
+
+_POLL = 0.02  # seconds between two looks at a running hook
 TIMEOUT = 600.0  # seconds that a hook may take
 _PASSED = ("PATH", "TERM", "HOME", "TZ", "http_proxy", "https_proxy", "no_proxy")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,10 +38,13 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {"PATH": _DEFAULT_PATH, "LC_ALL": "C", **kept, **extra}
 
 
-def run(argv: Sequence[str], extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> Finished:
+def run(
+    argv: Sequence[str], signals: Signals, extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+) -> Finished:
     """Runs `argv` to its end with stdin from /dev/null; a status is an answer, not an error.
 
-    Raises AtomicError when it cannot be started or takes longer than `timeout` seconds (it is killed then).
+    Raises AtomicError when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
+    signal arrives meanwhile; it is killed in both cases.
     """
     import sh
 
@@ -45,8 +55,10 @@ def run(argv: Sequence[str], extra: Mapping[str, str] | None = None, timeout: fl
             done = command(
                 *argv[1:], _env=environment(extra or {}), _in=nothing, _err_to_out=True, _tty_out=False,
                 _ok_code=list(range(256)), _timeout=timeout, _return_cmd=True, _truncate_exc=False,
-                _preexec_fn=_unblock_signals,
+                _preexec_fn=_unblock_signals, _bg=True, _bg_exc=False,
             )  # fmt: skip
+            _wait(done, signals)
+            done.wait()
     except sh.CommandNotFound as error:
         raise AtomicError(f"cannot run {argv[0]}: not found or not executable") from error
     except sh.TimeoutException as error:
@@ -56,6 +68,17 @@ def run(argv: Sequence[str], extra: Mapping[str, str] | None = None, timeout: fl
     except OSError as error:
         raise AtomicError(f"cannot run {argv[0]}: {error.strerror}") from error
     return Finished(done.exit_code, os.fsdecode(done.stdout))
+
+
+def _wait(running: RunningCommand, signals: Signals) -> None:
+    """Until it has ended or an ending signal has: the terminal's own have reached it already."""
+    while running.is_alive():
+        try:
+            signals.check()
+        except Interrupted:
+            running.kill()
+            raise
+        time.sleep(_POLL)
 
 
 def _unblock_signals() -> None:
@@ -73,10 +96,11 @@ def hooks(directory: str) -> list[str]:
     return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
 
 
-def run_hooks(directory: str, extra: Mapping[str, str]) -> None:
+def run_hooks(directory: str, extra: Mapping[str, str], signals: Signals) -> None:
     """Runs the hooks of a directory in order; Refused names the first that fails, with what it said."""
     for path in hooks(directory):
-        finished = run([path], extra)
+        finished = run([path], signals, extra)
+        signals.check()
         if finished.status:
             said = finished.output.strip()
             raise Refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apk_atomic import files, journal, pointer, session, volume
-from apk_atomic.errors import NotDurable
+from apk_atomic.errors import CheckFailed, NotDurable
 from apk_atomic.model import State
 from apk_atomic.session import Work
 
@@ -23,6 +23,9 @@ def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
         pointer.switch(work.volume, name, before)
     except NotDurable:
         raise
+    except OSError as error:
+        journal.remove(work.volume, name)
+        raise CheckFailed(f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed") from error
     except BaseException:
         journal.remove(work.volume, name)
         raise
@@ -32,10 +35,11 @@ def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
 def _tidy(work: Work, state: State, name: str, before: str, slots: tuple[str, ...]) -> None:
     """After the switch: failures are warnings."""
     try:
+        pointer.confirm(work.volume, name)
         if slots[0] == state.booted:
             pointer.clear_pending()
         journal.remove(work.volume, name)
         journal.remove_directory(work.volume, journal.LINKS, before)
-        session.publish_status(work)
+        session.announce(work)
     except OSError as error:
         work.console.warn(f"after the switch: {error}")

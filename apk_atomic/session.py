@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from apk_atomic import files, journal, mounts, volume
@@ -29,6 +29,8 @@ from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 STATUS = "status.json"
+REBOOT = "/run/reboot-required"
+_REBOOT_MARK = "apk-atomic:"
 _DAY = 86400.0
 
 
@@ -55,7 +57,7 @@ def locked(
     with Lock(located.fsid, command, wait=wait, signals=signals) as lock:
         point("locked")
         mounts.make_private()
-        with volume.opened(located) as opened:
+        with volume.opened(located, writable=True) as opened:
             point("mounted")
             if opened.read_only:
                 raise CheckFailed(
@@ -156,18 +158,38 @@ def collect_links(work: Work, now: float) -> tuple[str, ...]:
 # ---- what others may read --------------------------------------------------------------------------------
 
 
-def publish_status(work: Work) -> None:
-    """`/run/apk-atomic/status.json`, 0644: the slots as ordinary users may see them; no command lines."""
-    if not work.volume.running:
-        return
-    state = volume.read_state(work.volume)
+def announce(work: Work) -> None:
+    """`/run/apk-atomic/status.json` and `/run/reboot-required`, both 0644, as things are now."""
+    if work.volume.running:
+        state = volume.read_slots(work.volume)
+        _publish_status(state)
+        _require_reboot(state)
+
+
+def _require_reboot(state: State) -> None:
+    """What motd scripts and monitoring look for; somebody else's reason to reboot is left alone."""
+    try:
+        with open(REBOOT, encoding="utf-8", errors="replace") as file:
+            ours = file.read(64).startswith(_REBOOT_MARK)
+    except FileNotFoundError:
+        ours = True
+    if state.next not in ("", state.booted):
+        if ours:
+            with open(REBOOT, "w", encoding="utf-8") as file:
+                file.write(f"{_REBOOT_MARK} generation {state.next} runs after the reboot\n")
+    elif ours:
+        with suppress(FileNotFoundError):
+            os.unlink(REBOOT)
+
+
+def _publish_status(state: State) -> None:
+    """The slots as ordinary users may see them; no command lines."""
     public = {
         "version": 1,
         "booted": state.booted,
         "next": state.next,
         "pending": state.pending,
         "slots": list(state.slots),
-        "generations": len(state.generations),
     }
     run = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -22,7 +22,7 @@ def run(context: Context, *, dry_run: bool, as_json: bool, wait: float = 0) -> i
             victims = session.plan_garbage(work.volume, work.config, state, now)
             session.collect(work, victims)
             session.collect_links(work, now)
-            session.publish_status(work)
+            session.announce(work)
     if as_json:
         rows = [{"id": victim.id, "reason": victim.reason} for victim in victims]
         context.console.answer(json.dumps({"version": 1, "dry_run": dry_run, "collected": rows}))

@@ -33,7 +33,7 @@ def discard(context: Context, *, wait: float = 0) -> int:
         dropped = state.find(state.next)
         if dropped and not (dropped.good or dropped.pinned or dropped.id in slots) and not _in_use(work, dropped.id):
             session.collect(work, (Victim(dropped.id, "discarded"),))
-        session.publish_status(work)
+        session.announce(work)
     return 0
 
 
