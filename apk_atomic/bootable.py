@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apk_atomic import chroot, decompress, files, kernel, proof, rebuild, staged, volume
+from apk_atomic import btrfs, chroot, decompress, files, kernel, proof, rebuild, staged, volume
 from apk_atomic.changed import Changed
+from apk_atomic.config import Config
 from apk_atomic.errors import BuildFailed, CheckFailed
 from apk_atomic.faults import point
 from apk_atomic.initramfs import Image as ReadImage
@@ -106,8 +107,31 @@ def _make_image(root: Staged, plan: Plan, wanted: Rebuild) -> None:
 
 
 def _external(root: Staged) -> External:
-    plan = staged.plan_sealed(root.work.volume, root.work.config, root.base, root.base_root)
-    return decompress.by_program(plan, root.base_root)
+    return external(root.work.volume, root.work.config, root.base, root.base_root)
+
+
+def external(opened: Volume, config: Config, name: str, root: int) -> External:
+    """The decompressors of the sealed generation NAME, whose root is open as `root`."""
+    return decompress.by_program(staged.plan_sealed(opened, config, name, root), root)
+
+
+def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
+    """The full proof of a generation that exists already."""
+    root = volume.open_root(opened, name)
+    try:
+        return proof.prove(
+            root,
+            ProofInput(
+                generation_path=f"/snapshots/{name}",
+                menu_paths=menu_paths(opened),
+                base_boot_names=kernel.boot_names(root),
+                default_subvolume=btrfs.default_subvolume(opened.top),
+                decompress=external(opened, config, name, root),
+                volume_uuid=opened.fsid,
+            ),
+        )
+    finally:
+        os.close(root)
 
 
 # ---- the proof ------------------------------------------------------------------------------------------------------

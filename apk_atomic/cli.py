@@ -106,7 +106,7 @@ def _apk_config() -> list[str]:
 
 
 def _verb(context: Context, words: Sequence[str], options: AtomicOptions) -> int:
-    if os.path.exists(INSIDE) and words[0] not in ("status", "diff"):
+    if os.path.exists(INSIDE) and words[0] not in _READING:
         raise Refused(
             f"a change is at work here already: {words[0]} cannot run inside it; nothing was changed",
             hint="leave this shell first",
@@ -144,6 +144,13 @@ def _diff(context: Context, words: list[str], _: AtomicOptions) -> int:
     return diff.run(context, first, second, as_json="json" in flags)
 
 
+def _prove(context: Context, words: list[str], _: AtomicOptions) -> int:
+    from apk_atomic.commands import prove
+
+    flags, operands = _parsed("prove", words, ("json",), most=1)
+    return prove.run(context, operands[0] if operands else None, as_json="json" in flags)
+
+
 def _rollback(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import rollback
 
@@ -165,10 +172,12 @@ def _gc(context: Context, words: list[str], options: AtomicOptions) -> int:
     return gc.run(context, dry_run="dry-run" in flags, as_json="json" in flags, wait=options.wait or 0)
 
 
+_READING = ("status", "diff", "prove")
 _Handler = Callable[[Context, list[str], AtomicOptions], int]
 _VERBS: dict[str, _Handler] = {
     "status": _status,
     "diff": _diff,
+    "prove": _prove,
     "rollback": _rollback,
     "discard": _discard,
     "gc": _gc,

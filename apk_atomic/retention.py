@@ -115,6 +115,16 @@ def _existing(state: State, name: str, asked: str) -> Generation:
     return found
 
 
+def named(state: State, word: str) -> str:
+    """The ID of a generation by ID, slot number, `booted` or `next`. Raises UsageError when there is none."""
+    name = {"booted": state.booted or "", "next": state.next}.get(word, word)
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        name = state.slots[int(word)] if int(word) < len(state.slots) else ""
+    if state.find(name) is None:
+        raise UsageError(f"{word}: there is no such generation", hint="apk-atomic status --all lists them")
+    return name
+
+
 # Slots
 
 

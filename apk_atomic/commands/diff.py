@@ -9,6 +9,7 @@ from apk_atomic import files, installed, report, volume
 from apk_atomic.context import Context
 from apk_atomic.errors import UsageError
 from apk_atomic.model import PackageChanges, State
+from apk_atomic.retention import named
 from apk_atomic.volume import Volume
 
 
@@ -32,23 +33,13 @@ def run(context: Context, first: str | None, second: str | None, *, as_json: boo
 def choose(state: State, first: str | None, second: str | None) -> tuple[str, str]:
     """The two generations that the operands mean. Raises UsageError for one that does not exist."""
     if first is not None:
-        return find(state, first), find(state, second or "next")
+        return named(state, first), named(state, second or "next")
     if state.booted is not None and state.booted != state.next:
-        return state.booted, find(state, "next")
+        return state.booted, named(state, "next")
     others = [name for name in state.slots if name and name != state.next]
     if not others:
         raise UsageError("there is no other generation in the slots to compare with", hint="apk-atomic diff A B")
     return others[0], state.next
-
-
-def find(state: State, word: str) -> str:
-    """A generation by ID, slot number, `booted` or `next`. Raises UsageError."""
-    name = {"booted": state.booted or "", "next": state.next}.get(word, word)
-    if word.isascii() and word.isdigit() and len(word) < 4:
-        name = state.slots[int(word)] if int(word) < len(state.slots) else ""
-    if state.find(name) is None:
-        raise UsageError(f"{word}: there is no such generation", hint="apk-atomic status --all lists them")
-    return name
 
 
 def _database(opened: Volume, name: str) -> bytes:

@@ -9,6 +9,7 @@ usage: apk-atomic add|del|upgrade|fix …     as apk, but in a new generation th
        apk-atomic info|list|search|update|… as apk
        apk-atomic status [--all] [--json]   what is booted, what boots next, how it came about
        apk-atomic diff [A [B]] [--json]     the package sets of two generations (ID, slot, booted, next)
+       apk-atomic prove [A] [--json]        whether a generation would boot, and what speaks against it
        apk-atomic rollback [SLOT|ID]        another generation boots next
        apk-atomic discard                   drops the pending generation
        apk-atomic gc [--dry-run] [--json]   collects generations that nothing keeps
