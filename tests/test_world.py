@@ -132,6 +132,12 @@ def test_reboot_shows_what_is_in_the_slot_now(guest: Guest, volume: Volume) -> N
     assert volume.generations() == [FIRST, SECOND]
 
 
+def test_a_volume_is_in_one_machine(volume: Volume) -> None:
+    first, second = volume.boot(), volume.boot(slot=1)
+    assert not Path(f"/proc/{first.pid}").exists()
+    assert second.booted == FIRST
+
+
 def test_slot_that_does_not_resolve_does_not_boot(volume: Volume) -> None:
     (volume.top / "current").unlink()
     with pytest.raises(RuntimeError, match="does not boot"):

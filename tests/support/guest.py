@@ -85,7 +85,7 @@ class Guest:
         except BaseException as error:
             process.kill()
             self.kill_strays()
-            out, err = process.communicate()
+            out, err = process.communicate(timeout=KILL_SECONDS)
             error.add_note(f"{shlex.join(argv)} had said: {out!r} {err!r}")
             raise
         result = Result(tuple(argv), process.returncode, _text(out), _text(err))
@@ -231,7 +231,7 @@ def _is_on(pid: str, device: str, ours: str) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill and reap; an exited process is only reaped. Idempotent."""
     process.kill()
-    process.wait()
+    process.wait(KILL_SECONDS)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):

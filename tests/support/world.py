@@ -48,7 +48,7 @@ class Volume:
         self.image = image
         self.top = image.with_name("top")
         self.fsid = btrfsctl.fsid_of(image)
-        self._guests: list[Guest] = []
+        self._guest: Guest | None = None
         self.attach()
 
     @property
@@ -106,12 +106,21 @@ class Volume:
         scratch.rename(self.top / "current")
 
     def boot(self, slot: int = 0, *, options: str = "ro,noatime") -> Guest:
-        """Boot what is in a slot; `options` are those of `rootflags=`. `detach` ends it at the latest."""
-        place = self.image.with_name(f"guest{len(self._guests)}")
+        """Boot what is in a slot; `options` are those of `rootflags=`. `detach` ends the guest at the latest.
+
+        A volume is in one machine: a guest that runs already is shut down first.
+        """
+        self.shutdown()
+        place = self.image.with_name("guest")
         place.mkdir(exist_ok=True)
-        guest = Guest(self.device, str(place), slot, options)
-        self._guests.append(guest)
-        return guest
+        self._guest = Guest(self.device, str(place), slot, options)
+        return self._guest
+
+    def shutdown(self) -> None:
+        """End the guest, if there is one."""
+        if self._guest is not None:
+            self._guest.shutdown()
+            self._guest = None
 
     def attach(self) -> None:
         """After `detach`: attach and mount again, as after a power cycle."""
@@ -119,10 +128,9 @@ class Volume:
         mount_btrfs(self.device, self.top)
 
     def detach(self) -> None:
-        """End the guests, unmount, detach; TimeoutError or EBUSY if something is still there. Idempotent."""
+        """End the guest, unmount, detach; TimeoutError or EBUSY if something is still there. Idempotent."""
         try:
-            while self._guests:
-                self._guests.pop().shutdown()
+            self.shutdown()
             if self.top.is_mount():
                 unmount(self.top)
         except BaseException:
