@@ -172,6 +172,7 @@ class _Reader:
             self._count += 1
             if self._count > MAX_MEMBERS:
                 raise Damaged(f"holds more than {MAX_MEMBERS} members")
+            self.starts.pop(entry.name, None)  # of an earlier member, which this one replaces
             member = Member(entry.mode, entry.size, self._content(window, entry))
             window.skip(cpio.padding(entry.size))
             if entry.name:

@@ -70,6 +70,14 @@ def is_directory(root: int, path: str) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
+def exists(root: int, path: str) -> bool:
+    """Whether there is anything of the name `path`, a link that leads nowhere included."""
+    fd = _opened(root, path, os.O_PATH | os.O_NOFOLLOW)
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
+
+
 def link_target(root: int, path: str) -> str | None:
     """What the symbolic link `path` says; None for anything else. Links before its last part are followed."""
     fd = _opened(root, path, os.O_PATH | os.O_NOFOLLOW)

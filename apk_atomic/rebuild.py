@@ -44,8 +44,8 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rebuild`: what to make. `kept`: flavors whose image a trigger made well. `images`: those read on the
-    way, by path, as they are now. `elsewhere`: disable_trigger says that images are not ours to make."""
+    """`rebuild`: what to make. `kept`: flavors whose image a trigger made well. `images`: what these hold, by
+    path. `elsewhere`: disable_trigger says that images are not ours to make."""
 
     rebuild: tuple[Rebuild, ...] = ()
     kept: tuple[str, ...] = ()
@@ -91,7 +91,9 @@ def concerned_flavors(
         return Plan(generator=generator, elsewhere=True)
     change = _Change(base, staged, _by_merged_name(changed_paths), generator, external)
     common = tuple(_generator_reasons(change, generator))
-    rebuild, kept, images = list[Rebuild](), list[str](), dict[str, Image]()
+    rebuild: list[Rebuild] = []
+    kept: list[str] = []
+    images: dict[str, Image] = {}
     for each in kernel.kernels(staged):
         output = image_path(base, staged, generator, each.flavor)
         if not each.release:
@@ -218,13 +220,14 @@ def _is_below_change(change: _Change, directory: str, known: dict[str, bool]) ->
 
 
 def _is_stale(change: _Change, name: str) -> bool:
-    """Whether a member's namesake was replaced or removed. One that is new was not in the image before."""
-    return not all(lookup.same_content(change.base, change.staged, path) for path in lookup.layouts(name))
+    """Whether a member's namesake in base was replaced or removed: one that is new is not what the image holds."""
+    paths = [path for path in lookup.layouts(name) if lookup.exists(change.base, path)]
+    return not all(lookup.same_content(change.base, change.staged, path) for path in paths)
 
 
 def _trouble(change: _Change, release: str, output: str, images: dict[str, Image]) -> str | None:
     """None when the change itself brought an image that is as good as a new one; else what is wrong with it,
-    "" where it brought none. What was read goes to `images`."""
+    "" where it brought none. The good image goes to `images`."""
     if not change.lists(output):
         return ""
     with lookup.opened(change.staged, output) as fd:
@@ -234,7 +237,6 @@ def _trouble(change: _Change, release: str, output: str, images: dict[str, Image
             image = initramfs.read(fd, change.external)
         except Damaged as error:
             return f"{output} {error}"
-    images[output] = image
     modules = kernel.load_modules(change.staged, release)
     if modules is None:
         return ""
@@ -242,7 +244,10 @@ def _trouble(change: _Change, release: str, output: str, images: dict[str, Image
     if failures:
         return failures[0].message
     outdated = _outdated(change, image, release) or _younger_input(change, output)
-    return f"{output} is older than {outdated}" if outdated else None
+    if outdated:
+        return f"{output} is older than {outdated}"
+    images[output] = image
+    return None
 
 
 def _outdated(change: _Change, image: Image, release: str) -> str:
@@ -252,23 +257,24 @@ def _outdated(change: _Change, image: Image, release: str) -> str:
         names |= {lookup.merged(name) for name in modules_in(image, release).values()}
     for member, found in image.members.items():
         name = lookup.merged(member)
-        if name in names and (found.is_file or found.is_link) and not _is_current(change.staged, name, found):
+        if name in names and (found.is_file or found.is_link) and not _is_current(change, name, found):
             return name
     return ""
 
 
-def _is_current(root: int, name: str, member: Member) -> bool:
-    """Whether a namesake in the root has the member's content; so too when there is none in either root."""
+def _is_current(change: _Change, name: str, member: Member) -> bool:
+    """Whether a namesake in the staged root has the member's content; so too when there is none in either root."""
     paths = lookup.layouts(name)
     if member.is_link:
-        targets = {lookup.link_target(root, path) for path in paths}
+        targets = {lookup.link_target(change.staged, path) for path in paths}
         return member.content in targets or targets == {None}
-    digests = set()
-    for path in paths:
-        with lookup.opened(root, path) as fd:
-            if fd is not None:
-                digests.add(initramfs.file_digest(fd))
-    return member.content in digests or not digests
+    digests = {digest for path in paths if (digest := _digest(change.staged, path))}
+    return member.content in digests or not (digests or any(_digest(change.base, path) for path in paths))
+
+
+def _digest(root: int, path: str) -> str:
+    with lookup.opened(root, path) as fd:
+        return initramfs.file_digest(fd) if fd is not None else ""
 
 
 def _younger_input(change: _Change, output: str) -> str:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 
 CHUNK = 1 << 18  # bytes handed out at once; with the decoder's window this is what memory goes to
-_MEMORY = 72 << 20  # `xz -9` asks for 65 MiB of window, more than which mkinitfs never asks for
+# `xz -9`, which mkinitfs uses, asks for a window of 64 MiB, and uses as much of it as the image unpacks to
+_MEMORY = 72 << 20
 _FRAME_PARTS = 200_000  # blocks of a zstd or lz4 frame: 15 MiB have some hundreds
 _LZ4_BLOCK = 8 << 20
 _LZ4_BOUND = _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16  # the kernel refuses larger ones (lib/decompress_unlz4.c)
@@ -207,7 +208,7 @@ def _number(fd: int, offset: int, size: int) -> int:
     """A little-endian number; Damaged when the file ends before it does."""
     data = os.pread(fd, size, offset)
     if len(data) < size:
-        raise Damaged("is truncated")
+        raise Damaged("is truncated: it ends inside a header")
     return int.from_bytes(data, "little")
 
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from apk_atomic.unpack import Damaged
+
 File = tuple[int, bytes] | tuple[str, str]  # (mode, content) or ("symlink", target)
 Files = dict[str, File]
 Member = tuple[str, int, bytes]  # name, mode with its type, content or link target
@@ -260,7 +262,11 @@ def unstore(tool: str, source: int) -> Iterator[BinaryIO]:
     """An `unpack.External` for the frames of `zstd_stored` and `lz4_stored`: nothing is run."""
     with os.fdopen(os.dup(source), "rb") as file:
         data = file.read()
-    yield io.BytesIO(_zstd_raw(data) if tool == "zstd" else _lz4_literals(data))
+    try:
+        unpacked = _zstd_raw(data) if tool == "zstd" else _lz4_literals(data)
+    except IndexError as error:
+        raise Damaged(f"is corrupt: {tool} failed") from error
+    yield io.BytesIO(unpacked)
 
 
 def _zstd_raw(data: bytes) -> bytes:

@@ -1,0 +1,203 @@
+"""`initramfs` and `cpio`: images as generators make them, broken ones, and any bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apk_atomic import initramfs
+from apk_atomic.initramfs import Image
+from apk_atomic.unpack import Damaged
+from tests.support.bootfiles import (
+    COMPRESS,
+    INIT,
+    Member,
+    initramfs_image,
+    initramfs_members,
+    memory_file,
+    microcode,
+    newc,
+    unstore,
+)
+
+RELEASE = "6.18.44-0-lts"
+REGULAR, LINK, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFDIR | 0o755
+PROJECT = Path(__file__).parents[1]
+
+
+def read(data: bytes) -> Image:
+    with memory_file(data) as fd:
+        return initramfs.read(fd, unstore)
+
+
+def refuses(data: bytes, word: str) -> None:
+    with pytest.raises(Damaged, match=word):
+        read(data)
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_every_compression_shows_the_same_members(compression: str) -> None:
+    image = read(initramfs_image(RELEASE, compression=compression))
+    assert image.codecs == (compression,)
+    assert set(image.members) == {name for name, _, _ in initramfs_members(RELEASE)} - {"."}
+    assert image.starts["init"] == INIT
+    assert image.members["bin"].content == "usr/bin"
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_truncated_at_any_place_is_found(compression: str) -> None:
+    data = initramfs_image(RELEASE, compression=compression)
+    for size in (len(data) // 3, len(data) // 2, len(data) - 600 if compression == "none" else len(data) - 1):
+        with pytest.raises(Damaged):
+            read(data[:size])
+
+
+def test_microcode_first_padding_between_and_several_segments() -> None:
+    second = newc([("etc/added", REGULAR, b"added")])
+    data = microcode() + bytes(1024) + initramfs_image(RELEASE) + bytes(3) + COMPRESS["xz"](second) + bytes(100)
+    image = read(data)
+    assert image.codecs == ("none", "gzip", "xz")
+    assert {"kernel/x86/microcode/GenuineIntel.bin", "init", "etc/added"} <= set(image.members)
+
+
+def test_later_members_replace_earlier_ones() -> None:
+    image = read(newc([("init", REGULAR, b"one")]) + newc([("init", REGULAR, b"three"), ("init", LINK, b"a")]))
+    assert (image.members["init"].content, dict(image.starts)) == ("a", {})
+    image = read(newc([("init", REGULAR, b"one")]) + newc([("init", REGULAR, b"three")]))
+    assert (image.members["init"].size, image.starts["init"]) == (5, b"three")
+
+
+def test_names_are_plain() -> None:
+    image = read(newc([("./usr/lib", DIRECTORY, b""), ("/etc/x", REGULAR, b""), (".", DIRECTORY, b"")]))
+    assert set(image.members) == {"usr/lib", "etc/x"}
+
+
+def test_hard_links_share_the_content_of_the_last() -> None:
+    def member(name: bytes, content: bytes) -> bytes:
+        fields = (7, stat.S_IFREG | 0o755, 0, 0, 2, 0, len(content), 8, 1, 0, 0, len(name) + 1, 0)
+        head = b"070701" + "".join(f"{field:08X}" for field in fields).encode() + name + b"\0"
+        head += bytes(-len(head) % 4)
+        return head + content + bytes(-len(content) % 4)
+
+    image = read(member(b"bin/first", b"") + member(b"bin/init", b"#!/bin/sh\n") + newc([]))
+    assert image.members["bin/first"] == image.members["bin/init"]
+    assert image.members["bin/first"].size == 10
+    assert image.starts["bin/first"] == b"#!/bin/sh\n"
+
+
+def test_checksums_are_verified() -> None:
+    whole = newc([("a", REGULAR, b"abcdefgh" * 100)], checksum=True)
+    assert read(whole).members["a"].size == 800
+    refuses(whole.replace(b"abc", b"abd", 1), "checksum")
+
+
+def test_digest_is_that_of_a_file_in_a_root(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"content" * 100_000)
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    assert read(newc([("x", REGULAR, b"content" * 100_000)])).members["x"].content == initramfs.file_digest(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"", "empty"),
+        (bytes(5000), "empty"),
+        (b"hello world", "neither"),
+        (newc([("a", REGULAR, b"x")], trailer=False), "magic"),
+        (newc([("a", REGULAR, b"x")], trailer=False).rstrip(b"\0"), "truncated"),
+        (b"070707" + bytes(200), "magic"),
+        (newc([]).replace(b"0000000B", b"0000 00B", 1), "hexadecimal"),
+        (newc([("a", REGULAR, b"")]).replace(b"00000002", b"00000000", 2), "no name"),
+        (newc([("abc", REGULAR, b"")]).replace(b"abc\0", b"abcd", 1), "name"),
+        (newc([("a", LINK, b"x" * 5000)]), "too long"),
+        (COMPRESS["gzip"](b""), "holds nothing"),
+        (COMPRESS["gzip"](newc([]) + b"junk"), "magic|truncated"),
+        (COMPRESS["gzip"](newc([("a", REGULAR, b"")], trailer=False)), "magic|truncated"),
+        (newc([]) + b"junk", "neither"),
+        (b"\0\0" + newc([]), "aligned"),
+    ],
+)
+def test_broken(data: bytes, word: str) -> None:
+    refuses(data, word)
+
+
+def test_staging_paths_are_noticed_across_chunks_and_nowhere_else() -> None:
+    path = b"root=LABEL=ROOT rootflags=subvol=/staging/20260101000000abcdefgh/@"
+    members: list[Member] = [(f"etc/{at}.conf", REGULAR, b"x" * ((1 << 18) - at) + path) for at in (20, 60, 300)]
+    members.append(("lib/modules/x/modules.dep", REGULAR, b"kernel/drivers/staging/vme/vme.ko:\n" * 9))
+    assert read(newc(members)).staged == tuple(name for name, _, _ in members[:3])
+
+
+def test_links_resolve_inside_the_image() -> None:
+    image = read(initramfs_image(RELEASE, ("loop", LINK, b"loop"), ("out", LINK, b"../../bin/sh")))
+    assert image.program("/bin/sh") == image.program("sbin/modprobe") == image.program("out") == "usr/bin/busybox"
+    assert image.resolve("loop") is None
+    assert image.program("etc/fstab") is None
+    assert image.program("bin/none") is None
+
+
+def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initramfs, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(initramfs, "MAX_MEMBERS", 50)
+    refuses(COMPRESS["gzip"](newc([("a", REGULAR, bytes(2 << 20))])), "unpacks to more")
+    refuses(COMPRESS["gzip"](newc([]) + bytes(2 << 20)), "unpacks to more")
+    refuses(newc([(f"n{number}", REGULAR, b"") for number in range(60)]), "members")
+
+
+def test_memory_stays_small_for_a_large_image(tmp_path: Path) -> None:
+    """60 MiB of members, in a process of its own: what it needs on top of its imports is below 32 MiB."""
+    big: list[Member] = [(f"lib/firmware/{number}", REGULAR, os.urandom(1 << 20)) for number in range(20)]
+    big.append(("lib/firmware/zeros", REGULAR, bytes(40 << 20)))
+    (tmp_path / "image").write_bytes(initramfs_image(RELEASE, *big))
+    code = (
+        "import os, resource, sys; from apk_atomic import initramfs\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); image = initramfs.read(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "print(len(image.members), peak() - before)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "image")]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    count, grown = map(int, done.stdout.split())
+    assert count > 21
+    assert grown < 32 << 10
+
+
+def test_reading_imports_no_decoder_that_is_not_needed() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from apk_atomic import initramfs, proof\n"
+        "print({'zlib', 'lzma', 'bz2', 'hashlib', 'pathlib'} & set(sys.modules))"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_give_a_verdict(data: bytes) -> None:
+    with contextlib.suppress(Damaged):
+        read(data)
+
+
+@given(
+    compression=st.sampled_from(["none", "gzip"]),
+    changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_any_changed_archive_gives_a_verdict(compression: str, changes: list[tuple[int, int]]) -> None:
+    archive = bytearray(newc([*initramfs_members(RELEASE)[:12], ("l", LINK, b"bin/sh"), ("f", REGULAR, b"x" * 99)]))
+    for at, byte in changes:
+        archive[at % len(archive)] = byte
+    try:
+        image = read(COMPRESS[compression](bytes(archive)))
+        for name in ("init", "bin/sh", "l"):
+            image.program(name)
+    except Damaged:
+        pass
