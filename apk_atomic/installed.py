@@ -51,10 +51,10 @@ def packages(database: bytes) -> dict[str, Package]:
 def find(database: bytes, name: str) -> Package | None:
     """One package, found without parsing the others."""
     key = b"\nP:" + name.encode() + b"\n"
-    at = (b"\n" + database).find(key)
+    at = (b"\n" + database).find(key)  # of the P in the database itself
     if at < 0:
         return None
-    start = database.rfind(b"\n\n", 0, max(at - 1, 0))
+    start = database.rfind(b"\n\n", 0, at)
     end = database.find(b"\n\n", at)
     return _package(database[max(start, 0) : end if end >= 0 else len(database)].strip(b"\n"))
 
@@ -66,9 +66,9 @@ def broken(database: bytes) -> frozenset[str]:
     while at >= 0:
         flags = database[at + 3 : database.find(b"\n", at + 3)]
         if set(flags) & _BAD_FLAGS:
-            start = database.rfind(b"\nP:", 0, at)
-            if start >= 0:
-                name = database[start + 3 : database.find(b"\n", start + 3)]
+            start = database.rfind(b"\nP:", 0, at) + 1  # 0: the first record, should it begin with its name
+            if database[start : start + 2] == b"P:":
+                name = database[start + 2 : database.find(b"\n", start)]
                 names.add(name.decode("utf-8", "replace"))
         at = database.find(b"\nf:", at + 3)
     return frozenset(names)
