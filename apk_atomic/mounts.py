@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # <sys/mount.h>
@@ -117,6 +118,30 @@ def mount_table(process: str = "self") -> tuple[Mount, ...]:
     """What is mounted in the namespace of a process; OSError where it is gone."""
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         return parse_mountinfo(table.read())
+
+
+def mount_tables() -> Iterator[tuple[Mount, ...]]:
+    """The mount tables of all processes, each once: those with the same namespace and root share one.
+
+    To ask what a process shares costs a tenth of making and parsing its table.
+    """
+    seen = set()
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            try:
+                view = _view_of(process)
+                if view not in seen:
+                    yield mount_table(process)
+                    seen.add(view)
+            except OSError:
+                continue  # it has ended meanwhile
+
+
+def _view_of(process: str) -> tuple[int, str, int, int]:
+    """What decides which mounts a process sees: its mount namespace, and its root in there."""
+    root = f"/proc/{process}/root"
+    found = os.stat(root)
+    return os.stat(f"/proc/{process}/ns/mnt").st_ino, os.readlink(root), found.st_dev, found.st_ino
 
 
 def covering(path: str, table: tuple[Mount, ...]) -> Mount | None:

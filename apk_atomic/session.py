@@ -102,13 +102,7 @@ def mounted_generations(opened: Volume) -> frozenset[str]:
     """IDs of the generations of this volume that are mounted in any mount namespace: btrfs would delete them."""
     device = os.stat(opened.device).st_rdev if os.path.exists(opened.device) else 0
     found = set()
-    for process in os.listdir("/proc"):
-        if not process.isdigit():
-            continue
-        try:
-            table = mounts.mount_table(process)
-        except OSError:
-            continue  # it has ended meanwhile
+    for table in mounts.mount_tables():
         for entry in table:
             parts = entry.root.split("/")
             is_ours = entry.fstype == "btrfs" and parts[1:2] == ["snapshots"] and len(parts) > 2

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from apk_atomic import (
     btrfs,
@@ -28,7 +29,6 @@ from apk_atomic import (
     staged,
     volume,
 )
-from apk_atomic.bootable import Bootable, make_bootable
 from apk_atomic.changed import Changed
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable
 from apk_atomic.faults import point
@@ -37,6 +37,9 @@ from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.retention import Base, choose_base, slots_after_commit
 from apk_atomic.session import Work
 from apk_atomic.staged import Staged
+
+if TYPE_CHECKING:
+    from apk_atomic.bootable import Bootable
 
 HOOKS = "/etc/apk-atomic/hooks.d"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -213,6 +216,8 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     before, after = (_database(fd) for fd in (root.base_root, root.root))
     _warn(root, before, after)
     with clock.step("prove"):
+        from apk_atomic.bootable import make_bootable  # a fifth of all our modules, needed only where something changed
+
         bootable = make_bootable(root, found)
     work.signals.check()
     _hooks(work, "pre-commit.d", root.id, root.base)
