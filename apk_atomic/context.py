@@ -70,13 +70,24 @@ def read_config(opened: Volume) -> Config:
     try:
         data = files.read_file(root, CONFIG, _CONFIG_LIMIT, resolve=files.IN_ROOT)
     except FileNotFoundError:
-        return Config()
+        if not _is_dangling(root):
+            return Config()
+        hint = f"repair or remove /{CONFIG}"
+        raise UsageError(f"/{CONFIG} is a link that leads nowhere; nothing was changed", hint=hint) from None
     except OSError as error:
         hint = f"repair or remove /{CONFIG}"
         raise UsageError(f"/{CONFIG}: {error.strerror}; nothing was changed", hint=hint) from error
     finally:
         os.close(root)
     return load(data, f"/{CONFIG}")
+
+
+def _is_dangling(root: int) -> bool:
+    try:
+        os.close(files.open_in_root(root, CONFIG, os.O_PATH | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
 
 
 def require_root(argv: tuple[str, ...]) -> None:

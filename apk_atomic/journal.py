@@ -7,6 +7,7 @@ btrfs commits in the order of our calls, so a power cut never leaves a piece of 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -170,8 +171,10 @@ def _unlink_next(volume: Volume, name: str) -> None:
         return
     try:
         os.unlink(f"current-{name}", dir_fd=scratch)
-    except FileNotFoundError:
-        return
+    except OSError as error:
+        # ENAMETOOLONG: the generation of somebody's long name was being collected, which has no such link
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
     finally:
         os.close(scratch)
 

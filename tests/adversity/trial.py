@@ -79,6 +79,12 @@ class Trial:
         """What is on the volume now is what the next command starts from."""
         self.view = self.look()
 
+    def reboot(self, slot: int = 0) -> None:
+        """Boot what is in the slot now; then this is what the next command starts from."""
+        self.guest.reboot(slot)
+        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        self.accept()
+
     # ---- commands ----------------------------------------------------------------------------------------
 
     def run(self, *argv: str, **how: Any) -> Result:
