@@ -38,6 +38,7 @@ _BUFFER = _MAX_WRITE + 8192
 _DIRECT_IO = 1
 _BIG_WRITES, _MAX_PAGES = 1 << 5, 1 << 22
 _MNT_DETACH = 2
+_NEWNS, _REC, _PRIVATE = 0x20000, 0x4000, 0x40000
 
 
 class Opcode(IntEnum):
@@ -214,8 +215,25 @@ class Server:
         return b""
 
 
+def _leave_mount_namespace() -> None:
+    """Goes to a mount namespace of its own that holds none of the test's file systems.
+
+    As the last process of the test's namespace, our exit would unmount the btrfs that we serve ourselves, and wait for
+    our answers for ever; with it every sync(2) of the machine.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEWNS) or libc.mount(None, b"/", None, ctypes.c_ulong(_REC | _PRIVATE), None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "unshare")
+    with open("/proc/self/mountinfo", "rb") as table:
+        lines = [line.split() for line in table]
+    for fields in reversed(lines):
+        if fields[fields.index(b"-") + 1].startswith((b"btrfs", b"fuse")):
+            libc.umount2(fields[4], _MNT_DETACH)
+
+
 def main(argv: list[str]) -> int:
     """Arguments: the mount point; the descriptors of /dev/fuse, the marks pipe, the image and the log."""
+    _leave_mount_namespace()
     if not Server(*map(int, argv[1:5])).serve():
         # The test died and cannot unmount any more.
         ctypes.CDLL(None).umount2(os.fsencode(argv[0]), _MNT_DETACH)
