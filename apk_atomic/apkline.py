@@ -48,21 +48,33 @@ def command(root: int, line: Line) -> Command:
         argv=(path, *line.words),
         environment=chroot.environment(os.environ),
         directory=_cwd(),
-        keep_fds=(line.progress_fd,) if line.progress_fd is not None and line.progress_fd > 2 else (),
+        keep_fds=_inherited(line.progress_fd),
     )
 
 
+def _inherited(fd: int | None) -> tuple[int, ...]:
+    """`--progress-fd N`, if the caller really opened it: a descriptor of our own is close-on-exec."""
+    try:
+        return (fd,) if fd is not None and fd > 2 and os.get_inheritable(fd) else ()
+    except OSError:
+        return ()
+
+
 def binds(line: Line, plan: RootPlan) -> tuple[Bind, ...]:
-    """The caller's files that the line names, to be seen inside. Raises UsageError for one that cannot be."""
+    """The caller's files that the line, or $APK_CONFIG, names, to be seen inside. Raises UsageError for one that
+    cannot be."""
     named = [
         local.path
         for local in line.locals_
         if os.path.exists(local.path) and (local.role not in _OF_THE_ROOT or os.path.isabs(local.path))
     ]
+    settings = os.environ.get("APK_CONFIG", "")
+    named += [settings] if os.path.exists(settings) else []
     if not named:
         return ()
     inside = frozenset(common.point for common in plan.commons)
-    return operands.binds(named, _cwd(), mounts.mount_table(), inside)
+    written = [local.path for local in line.locals_ if local.role is Role.CACHE_DIR]
+    return operands.binds(named, _cwd(), mounts.mount_table(), inside, written)
 
 
 def _cwd() -> str:
@@ -133,21 +145,17 @@ def exec_in_generation(
     plan = staged.plan_sealed(opened, config, name, root)
     call = command(root, line)
     chroot.enter(replace(plan, binds=binds(line, plan), copied_database=copied_database))
+    namespace.change_directory(call.directory)
     namespace.drop_capabilities()
     replace_process(call)
 
 
 def replace_process(call: Command) -> NoReturn:
-    """execve(2), with the directory and the dispositions that apk would have had without us."""
-    try:
-        os.chdir(call.directory)
-    except OSError:
-        os.chdir("/")
-    for fd in call.keep_fds:
-        os.set_inheritable(fd, True)
+    """execve(2), with the dispositions that apk would have had without us, in this process's directory."""
     import signal
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # which Python ignores, and an exec would pass on
     try:
         os.execve(call.program, call.argv, call.environment)
     except OSError as error:

@@ -25,6 +25,7 @@ _SYSTEM = _SAFE | mounts.NOEXEC
 _FLAGS = {"nosuid": mounts.NOSUID, "nodev": mounts.NODEV, "noexec": mounts.NOEXEC}
 _RUN_SIZE, _DB_SIZE = "16m", "256m"
 _PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus")
+_OURS = "apk-atomic"  # in the real path of every program of ours
 _APK = ("sbin/apk", "usr/sbin/apk", "usr/bin/apk", "bin/apk")
 _DATABASE_LIMIT = 1 << 28  # bytes of one file
 
@@ -41,10 +42,11 @@ class Common:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A file or directory of the caller's, visible read-only at the same absolute path inside."""
+    """A file or directory of the caller's, visible at the same absolute path inside; read-only but for a cache."""
 
     source: str
     target: str
+    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,15 @@ def enter(plan: RootPlan) -> None:
 
 
 def find_apk(root: int) -> str | None:
-    """The absolute path of apk inside the root, or None."""
+    """The absolute path of apk inside the root, or None. A link to ourselves or to a front of ours is none."""
     for path in _APK:
         try:
             fd = files.open_in_root(root, path, os.O_PATH)
         except OSError:
             continue
         try:
-            if os.fstat(fd).st_mode & 0o170111 > 0o100000:  # a regular file that somebody may execute
+            is_program = os.fstat(fd).st_mode & 0o170111 > 0o100000  # a regular file that somebody may execute
+            if is_program and _OURS not in files.fd_path(fd).removeprefix(files.fd_path(root)):
                 return f"/{path}"
         finally:
             os.close(fd)
@@ -186,10 +189,17 @@ def _bind_from_caller(root: int, bind: Bind) -> None:
     try:
         is_directory = os.fstat(source).st_mode & 0o170000 == 0o040000
         _make_point(root, bind.target.strip("/"), is_directory)
-        point = files.open_beneath(root, bind.target.strip("/"), os.O_PATH)
+        try:
+            point = files.open_beneath(root, bind.target.strip("/"), os.O_PATH)
+        except OSError as error:
+            raise CheckFailed(
+                f"{bind.source} cannot be shown in the new root, where {bind.target} is no plain path "
+                f"({error.strerror}); nothing was changed"
+            ) from error
         mounts.mount(mounts.descriptor_path(source), mounts.descriptor_path(point), "", mounts.BIND)
         os.close(point)
-        _remount_read_only(root, bind.target.strip("/"), _SAFE)
+        if not bind.writable:
+            _remount_read_only(root, bind.target.strip("/"), _SAFE)
     finally:
         os.close(source)
 

@@ -6,7 +6,8 @@ Pure but for looking at the paths themselves: nothing is opened, made or mounted
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from apk_atomic.chroot import Bind
 from apk_atomic.errors import UsageError
@@ -16,40 +17,60 @@ _FRESH = ("/tmp", "/run")  # empty in the root of the change, so mount points ca
 _SHARED = ("/dev", "/proc", "/sys")
 
 
-def binds(paths: Iterable[str], cwd: str, table: tuple[Mount, ...], inside: frozenset[str]) -> tuple[Bind, ...]:
+def binds(
+    paths: Iterable[str], cwd: str, table: tuple[Mount, ...], inside: frozenset[str], writable: Iterable[str] = ()
+) -> tuple[Bind, ...]:
     """What to bind so that each of `paths` (as typed, existing) means inside what it means to the caller.
 
-    `inside` are the mount points that the root of the change has anyway. Raises UsageError for a file that cannot be
-    shown there.
+    `inside` are the mount points that the root of the change has anyway; apk writes to those of the paths that are
+    `writable` too. Raises UsageError for a file that cannot be shown there.
     """
+    names, written = list(paths), set(writable)
+    found = [bind for name in names for bind in _of_path(name, cwd, table, inside, name in written)]
+    if any(not os.path.isabs(name) for name in names) and cwd not in _FRESH:
+        found += _of_path(cwd, "/", table, inside, False)
     wanted: dict[str, Bind] = {}
-    names = list(paths)
-    if any(not os.path.isabs(name) for name in names):
-        names.insert(0, cwd)
-    for name in names:
-        bind = _bind(os.path.normpath(os.path.join(cwd, name)), table, inside)
-        if bind is not None and not any(_below(bind.target, known) for known in wanted):
+    for bind in sorted(found, key=lambda each: each.target):  # a directory before what lies in it
+        above = next((known for known in wanted if _below(bind.target, known)), None)
+        if above is None or (bind.writable and not wanted[above].writable):
             wanted[bind.target] = bind
     return tuple(wanted.values())
 
 
-def _bind(path: str, table: tuple[Mount, ...], inside: frozenset[str]) -> Bind | None:
+def _of_path(
+    name: str, cwd: str, table: tuple[Mount, ...], inside: frozenset[str], writable: bool
+) -> Iterator[Bind]:
+    """Both the place of a name and, where that is a link, the place that it leads to."""
+    path = os.path.join(cwd, name)
     real = os.path.realpath(path)
-    mount = covering(real, table)
-    point = mount.point if mount is not None else "/"
-    if point in inside or any(_below(real, shared) for shared in _SHARED):
-        return None
-    target = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    if any(_below(target, fresh) for fresh in _FRESH):
-        return None if target in _FRESH else Bind(real, target)
-    if point == "/":
-        return None  # in the booted root: the snapshot has it at the same place
-    if path != real:
+    last = os.path.basename(path)
+    place = real if last in ("", ".", "..") else os.path.join(os.path.realpath(os.path.dirname(path)), last)
+    if place in _FRESH or real in _FRESH:
         raise UsageError(
-            f"{path} is a link into {point}, which the new root does not have; nothing was changed",
-            hint=f"name the file itself: {real}",
+            f"{real} as a whole cannot be shown in the new root, which has its own; nothing was changed",
+            hint=f"put what apk is to read into a directory below {real}",
         )
+    for each in dict.fromkeys((place, real)):
+        bind = _bind(each, real, table, inside)
+        if bind is not None:
+            yield replace(bind, writable=writable)
+        if _is_fresh(each):
+            return  # bound where the link was
+
+
+def _bind(place: str, real: str, table: tuple[Mount, ...], inside: frozenset[str]) -> Bind | None:
+    """None: the new root has that place, as it has what is in the booted one, or shares it."""
+    mount = covering(place, table)
+    point = mount.point if mount is not None else "/"
+    if _is_fresh(place):
+        return Bind(real, place)
+    if point == "/" or point in inside or any(_below(place, shared) for shared in _SHARED):
+        return None
     return Bind(point, point)
+
+
+def _is_fresh(place: str) -> bool:
+    return any(_below(place, fresh) for fresh in _FRESH)
 
 
 def _below(path: str, directory: str) -> bool:

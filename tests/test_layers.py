@@ -16,7 +16,7 @@ LAYERS = (
     ("model", "grammar"),
     ("retention", "atomic_options"),
     ("cmdline",),
-    ("config", "files", "console", "signals", "mounts"),
+    ("config", "files", "console", "signals", "mounts", "terminal"),
     ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack"),
     ("elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "namespace", "installed", "fstab", "initramfs"),
