@@ -43,7 +43,7 @@ def _fill_standard_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _dispatch(argv: Sequence[str], console: Console) -> int:
@@ -54,7 +54,7 @@ def _dispatch(argv: Sequence[str], console: Console) -> int:
 
         return usage.show(console, asked=bool(words))
     options, rest = split_atomic(words)
-    if rest and cmdline.is_our_verb(rest[0]):
+    if ours and rest and cmdline.is_our_verb(rest[0]):
         return _verb(Context(("apk-atomic", *words), console, options.volume), rest, options)
     line = cmdline.parse(words, _apk_config(), "apk" if ours else program, _is_live_root)
     context = Context(("apk-atomic" if ours else program, *words), console, line.atomic.volume)

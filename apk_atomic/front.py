@@ -16,25 +16,36 @@ APK = ("/sbin/apk", "/usr/sbin/apk", "/usr/bin/apk", "/bin/apk")
 PENDING, INSIDE = "/run/apk-atomic/next", "/run/apk-atomic/inside"
 
 
-def become_apk(argv: list[str]) -> None:
-    """execve(2) of the real apk; returns where there is none."""
+def restore_signals() -> None:
+    """The dispositions that Python changed at its start: an exec would pass them on, and Ctrl-C ends us silently."""
     import _signal  # type: ignore[import-not-found]
 
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)  # which Python ignores, and an exec would pass on
-    here = os.path.realpath(sys.argv[0])
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+
+def is_for_apk(argv: list[str]) -> bool:
+    """Whether a line is a plain query, of a system on which nothing is pending, without an option of ours."""
+    if not argv or argv[0] not in QUERY_WORDS or "--atomic-" in " ".join(argv):
+        return False
+    return not os.path.exists(PENDING) or os.path.exists(INSIDE)
+
+
+def become_apk(argv: list[str]) -> None:
+    """execve(2) of the real apk; returns where there is none."""
     for path in APK:
-        if os.access(path, os.X_OK) and os.path.realpath(path) != here:
+        if os.access(path, os.X_OK) and "apk-atomic" not in os.path.realpath(path):
             os.execv(path, [path, *argv])
 
 
 def main() -> int:
-    argv = sys.argv[1:]
-    if argv and argv[0] in QUERY_WORDS and (not os.path.exists(PENDING) or os.path.exists(INSIDE)):
-        become_apk(argv)
-    try:
-        from apk_atomic.cli import main as cli
-    except KeyboardInterrupt:
-        return 130
+    restore_signals()
+    if is_for_apk(sys.argv[1:]):
+        become_apk(sys.argv[1:])
+    from apk_atomic.cli import main as cli
+
     return cli(sys.argv)
 
 

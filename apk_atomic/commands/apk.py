@@ -32,8 +32,7 @@ def real_apk() -> str:
 def pass_through(line: Line) -> NoReturn:
     """Becomes the running system's apk, with the caller's directory and environment untouched."""
     path = real_apk()
-    keep = (line.progress_fd,) if line.progress_fd is not None else ()
-    apkline.replace_process(Command(path, (path, *line.words), dict(os.environ), os.getcwd(), keep))
+    apkline.replace_process(Command(path, (path, *line.words), dict(os.environ)))
 
 
 def query(context: Context, line: Line) -> NoReturn:
@@ -41,7 +40,7 @@ def query(context: Context, line: Line) -> NoReturn:
     if context.spec is None and not volume.pending_ids():
         pass_through(line)
     if os.geteuid() != 0:
-        context.console.aside("answered by the booted generation; only root can ask the pending one")
+        _aside(context, line, "answered by the booted generation; only root can ask the pending one")
         pass_through(line)
     _in_chosen(context, line, _queried)
 
@@ -50,7 +49,7 @@ def simulate(context: Context, line: Line) -> NoReturn:
     """Computed on the base that the transaction would have."""
     if os.geteuid() != 0:
         if volume.pending_ids():
-            context.console.aside("simulated on the booted generation; only root can use the pending one")
+            _aside(context, line, "simulated on the booted generation; only root can use the pending one")
         pass_through(line)
     _in_chosen(context, line, lambda state, _: choose_base(state, line.atomic.base).id)
 
@@ -80,13 +79,18 @@ def _in_chosen(
     with context.opened() as opened:
         state, config = volume.read_state(opened), read_config(opened)
         name = choose(state, config)
-        if name == state.booted and not writes_cache:
-            pass_through(line)
-        if name != state.booted and opened.running:
-            context.console.aside(f"answered by the pending generation {name}")
         if writes_cache:
             _require_shared_cache(opened, config, name)
-        apkline.exec_in_generation(opened, config, name, line, copied_database=writes_cache)
+        if writes_cache or name != state.booted:
+            if name != state.booted and opened.running:
+                _aside(context, line, f"answered by the pending generation {name}")
+            apkline.exec_in_generation(opened, config, name, line, copied_database=writes_cache)
+    pass_through(line)
+
+
+def _aside(context: Context, line: Line, text: str) -> None:
+    if not line.quiet:
+        context.console.aside(text)
 
 
 def _require_shared_cache(opened: Volume, config: Config, name: str) -> None:
