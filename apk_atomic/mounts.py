@@ -83,20 +83,21 @@ def descriptor_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
-
-
 def _unescape(field: str) -> str:
-    if "\\" in field:
-        for code, character in _ESCAPES:
-            field = field.replace(code, character)
-    return field
+    """The kernel writes blanks, backslashes and `#` as three octal digits (mangle in fs/proc_namespace.c)."""
+    head, *parts = field.split("\\")
+    return head + "".join(_character(part[:3]) + part[3:] for part in parts)
+
+
+def _character(digits: str) -> str:
+    """What `digits` stand for after a backslash; the text itself where they are no such digits."""
+    return chr(int(digits, 8)) if len(digits) == 3 and not digits.strip("01234567") else "\\" + digits
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """The mounts of a mountinfo file, oldest first."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines() also splits at what names may contain
         left, _, right = line.partition(" - ")
         before, after = left.split(" "), right.split(" ")
         if len(before) < 6 or len(after) < 3:
@@ -108,7 +109,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
                 point=_unescape(before[4]),
                 fstype=after[0],
                 source=_unescape(after[1]),
-                super_options=tuple(_unescape(after[2]).split(",")),
+                super_options=tuple(map(_unescape, after[2].split(","))),
             )
         )
     return tuple(found)
@@ -116,7 +117,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
 
 def mount_table(process: str = "self") -> tuple[Mount, ...]:
     """What is mounted in the namespace of a process; OSError where it is gone."""
-    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
         return parse_mountinfo(table.read())
 
 
