@@ -65,8 +65,8 @@ def must_run(root_fd: int, changed_paths: Collection[str], inputs: Collection[st
     changed = {lookup.merged(path) for path in changed_paths} - {FSTAB}
     if any(_is_below(name, top) for name in changed for top in _ALWAYS):
         return True
-    watched = {lookup.merged(path) for path in (*inputs, *members)}
-    if not changed.isdisjoint(watched):
+    watched = changed.intersection(map(lookup.merged, (*inputs, *members)))
+    if not all(_is_directory(root_fd, name) for name in watched):  # that one is listed says nothing of what is in it
         return True
     suspects = (path for path in inputs if any(above in changed for above in _above(lookup.merged(path))))
     return any(not _is_there(root_fd, path) for path in suspects)
@@ -101,6 +101,10 @@ def _above(path: str) -> list[str]:
     """The directories that `path` lies in."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _is_directory(root_fd: int, name: str) -> bool:
+    return any(lookup.is_directory(root_fd, each) for each in lookup.layouts(name))
 
 
 def _is_there(root_fd: int, path: str) -> bool:
