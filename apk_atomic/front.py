@@ -50,4 +50,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # At once: nothing of ours is buffered, and Python needs 15 ms to clear away the modules of a transaction.
+    os._exit(main())
