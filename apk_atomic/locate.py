@@ -126,9 +126,14 @@ def _of_directory(path: str) -> Located:
 
 
 def _fsid_on(device: str) -> str:
-    with open(device, "rb", buffering=0) as disk:
-        disk.seek(_SUPERBLOCK)
-        block = disk.read(4096)
+    try:
+        disk = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            block = os.pread(disk, 4096, _SUPERBLOCK)  # nothing on a device that is too small
+        finally:
+            os.close(disk)
+    except OSError as error:
+        raise NotSuchRoot(f"{device} cannot be read: {error.strerror}; nothing was changed") from error
     if block[0x40:0x48] != b"_BHRfS_M":
         raise NotSuchRoot(f"{device} holds no btrfs; nothing was changed", hint=_HINT)
     text = block[0x20:0x30].hex()
