@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from apk_atomic.lookup import parts
 from apk_atomic.unpack import Damaged
 
 if TYPE_CHECKING:
@@ -109,11 +110,6 @@ def next_entry(window: Window) -> Entry | None:
 def padding(size: int) -> int:
     """How many bytes follow a content of `size` bytes."""
     return -size % 4
-
-
-def parts(path: str) -> list[str]:
-    """The components of `path` that mean something."""
-    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def _fields(text: bytes) -> tuple[int, ...]:

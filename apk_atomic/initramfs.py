@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apk_atomic import cpio
+from apk_atomic import cpio, lookup
 from apk_atomic.unpack import CHUNK, Damaged, Unpacked, sniff
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MAX_UNPACKED = 1 << 30  # bytes; the largest real images (all firmware of a desktop) unpack to a third of it
 MAX_MEMBERS = 100_000
-_MAX_LINKS = 40  # as in the kernel
 _DIGEST = 16  # bytes
 _STAGING, _ID_DIGITS = b"staging/", 14
 # How much of a member is kept for whoever judges the image, by base name.
@@ -68,23 +67,12 @@ class Image:
 
     def resolve(self, path: str) -> str | None:
         """The name of the member that `path` leads to in the unpacked image, links followed; None if none."""
-        rest, done, links = cpio.parts(path), list[str](), 0
-        while rest:
-            part = rest.pop(0)
-            if part == "..":
-                done = done[:-1]
-                continue
-            done.append(part)
-            member = self.members.get("/".join(done))
-            if member is None or not member.is_link:
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return None
-            done = [] if member.content.startswith("/") else done[:-1]
-            rest = cpio.parts(member.content) + rest
-        name = "/".join(done)
+        name = lookup.follow(path, self._target)
         return name if name in self.members else None
+
+    def _target(self, name: str) -> str | None:
+        member = self.members.get(name)
+        return member.content if member is not None and member.is_link else None
 
     def program(self, path: str) -> str | None:
         """`resolve`, for what can be executed only."""
@@ -94,12 +82,13 @@ class Image:
         return name
 
 
-def read(fd: int, external: External | None = None) -> Image:
+def read(fd: int, external: External | None = None, *, limit: int = MAX_UNPACKED) -> Image:
     """The image in the regular file `fd`, read to its end; `external` unpacks what Python itself cannot.
 
-    Raises Damaged when the kernel would not unpack all of it, or an archive has no end (TRAILER!!!).
+    Raises Damaged when the kernel would not unpack all of it, an archive has no end (TRAILER!!!), or all of it
+    has more than `limit` bytes.
     """
-    reader, codecs = _Reader(), list[str]()
+    reader, codecs = _Reader(limit), list[str]()
     size = os.fstat(fd).st_size
     offset = _behind_zeros(fd, 0)
     while offset < size:
@@ -132,12 +121,12 @@ def file_digest(fd: int) -> str:
 class _Reader:
     """Collects the members of all archives of one image."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.members: dict[str, Member] = {}
         self.starts: dict[str, bytes] = {}
         self.staged: list[str] = []
         self._count = 0
-        self._room, self._keep = MAX_UNPACKED, _MAX_KEPT
+        self._limit, self._room, self._keep = limit, limit, _MAX_KEPT
         self._linked: dict[tuple[int, int, int], list[str]] = {}
 
     def plain(self, fd: int, offset: int) -> int:
@@ -162,16 +151,15 @@ class _Reader:
         for chunk in chunks:
             self._room -= len(chunk)
             if self._room < 0:
-                raise Damaged(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+                raise Damaged(f"unpacks to more than {self._limit >> 20} MiB")
             yield chunk
 
     def _archive(self, window: cpio.Window) -> None:
         """One archive up to and with its trailer."""
         self._linked = {}
+        self._count_one()  # its trailer, so that empty archives come to an end as well
         while (entry := cpio.next_entry(window)) is not None:
-            self._count += 1
-            if self._count > MAX_MEMBERS:
-                raise Damaged(f"holds more than {MAX_MEMBERS} members")
+            self._count_one()
             self.starts.pop(entry.name, None)  # of an earlier member, which this one replaces
             member = Member(entry.mode, entry.size, self._content(window, entry))
             window.skip(cpio.padding(entry.size))
@@ -179,6 +167,11 @@ class _Reader:
                 self.members[entry.name] = member
             if entry.links > 1 and member.is_file:
                 self._share(entry.name, member, self._linked.setdefault(entry.inode, []))
+
+    def _count_one(self) -> None:
+        self._count += 1
+        if self._count > MAX_MEMBERS:
+            raise Damaged(f"holds more than {MAX_MEMBERS} members")
 
     def _content(self, window: cpio.Window, entry: cpio.Entry) -> str:
         """Takes the content off `window`; what `Member.content` says of it."""

@@ -21,7 +21,7 @@ IMAGE_PREFIXES = ("initramfs-", "dracut-", "booster-")  # of mkinitfs, dracut, b
 MICROCODE_SUFFIX = "-ucode.img"
 TABLES = ("modules.dep", "modules.builtin")
 SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
-_MAX_TABLE = 1 << 24  # modules.dep of a kernel with all modules has about 0.8 MB
+_MAX_TABLE = 1 << 22  # modules.dep of a kernel with all modules has about 0.8 MB
 _MAX_RELEASE = 256
 
 

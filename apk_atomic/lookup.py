@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from apk_atomic import files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _ABSENT = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO,
@@ -117,13 +117,20 @@ def names(root: int, path: str) -> list[str]:
 
 def real_path(root: int, path: str) -> str | None:
     """`path` with every link in it resolved, relative to the root; None when it does not resolve."""
-    rest, done, links = _parts(path), list[str](), 0
+    resolved = follow(path, lambda name: link_target(root, name))
+    return resolved if resolved is not None and status(root, resolved) is not None else None
+
+
+def follow(path: str, target_of: Callable[[str], str | None]) -> str | None:
+    """`path` without links, where `target_of` gives the target of the link that a path is, None when it is
+    none; ".." stays inside. None for a loop."""
+    rest, done, links = parts(path), list[str](), 0
     while rest:
         part = rest.pop(0)
         if part == "..":
             done = done[:-1]
             continue
-        target = link_target(root, "/".join([*done, part]))
+        target = target_of("/".join([*done, part]))
         if target is None:
             done.append(part)
             continue
@@ -131,9 +138,8 @@ def real_path(root: int, path: str) -> str | None:
         if links > _MAX_LINKS:
             return None
         done = [] if target.startswith("/") else done
-        rest = _parts(target) + rest
-    resolved = "/".join(done)
-    return resolved if status(root, resolved or ".") is not None else None
+        rest = parts(target) + rest
+    return "/".join(done)
 
 
 def same_content(one: int, other: int, path: str) -> bool:
@@ -169,7 +175,8 @@ def layouts(path: str) -> tuple[str, ...]:
     return (path, inside) if inside != path and inside.partition("/")[0] in _MERGED else (path,)
 
 
-def _parts(path: str) -> list[str]:
+def parts(path: str) -> list[str]:
+    """The components of `path` that mean something."""
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
