@@ -293,16 +293,23 @@ def kernel_releases(volume: Volume, name: str) -> tuple[str, ...]:
         root = open_root(volume, name)
     except CheckFailed:
         return ()
-    found = []
+    try:
+        return tuple(_releases(root))
+    finally:
+        os.close(root)
+
+
+def _releases(root: int) -> Iterator[str]:
     try:
         kernels = files.open_in_root(root, "usr/share/kernel", _DIRECTORY)
-        for flavor in sorted(os.listdir(kernels)):
-            found.append(os.fsdecode(files.read_file(kernels, f"{flavor}/kernel.release", 256)).strip())
-        os.close(kernels)
     except OSError:
-        pass
-    os.close(root)
-    return tuple(found)
+        return
+    try:
+        for flavor in sorted(os.listdir(kernels)):
+            with suppress(OSError):  # something else that somebody has put there
+                yield os.fsdecode(files.read_file(kernels, f"{flavor}/kernel.release", 256)).strip()
+    finally:
+        os.close(kernels)
 
 
 def subvolumes_of(volume: Volume, name: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.support.isolation import private_mounts
 from tests.support.loopbtrfs import btrfs_volume
 
 MNT_DETACH = 2
+_numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,11 +82,12 @@ def file_system() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def place(top: Path, name: str, booted: str | None = None) -> Iterator[Place]:
+def place(top: Path, booted: str | None = None) -> Iterator[Place]:
     """A layout of its own on the volume that is mounted at `top`."""
-    (top / name).mkdir()
+    directory = top / f"place{next(_numbers)}"
+    directory.mkdir()
     device, fsid = device_of(top)
-    found = Place(top / name, device, fsid, booted)
+    found = Place(directory, device, fsid, booted)
     try:
         yield found
     finally:
