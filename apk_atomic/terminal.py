@@ -26,7 +26,9 @@ class Terminal:
     def __init__(self) -> None:
         self.fd = next((fd for fd in (0, 1, 2) if foreground(fd)), -1)
         self.group = os.getpgrp()
-        self._attributes = None if _feeds_a_pipe() or foreground(self.fd) != self.group else _attributes(self.fd)
+        # in a PID namespace that our group's leader is outside of, the group is 0 as well
+        ours = self.fd >= 0 and foreground(self.fd) == self.group
+        self._attributes = _attributes(self.fd) if ours and not _feeds_a_pipe() else None
         self._lent: tuple[int, _Attributes | None] | None = None
 
     def restore(self) -> None:
