@@ -84,12 +84,19 @@ def _build(root: Staged, paths: tuple[str, ...], record: Record | None) -> Plan:
         root.root,
         paths,
         known,
-        configured=wanted if isinstance(wanted, tuple) else (),
+        configured=_configured(wanted),
         external=_external(root),
     )
     for each in plan.rebuild:
         _make_image(root, plan, each)
     return plan
+
+
+def _configured(generator: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The setting as `rebuild` takes it: a command, the kind to look for, or nothing for whichever is installed."""
+    if isinstance(generator, tuple):
+        return generator
+    return () if generator == "auto" else (generator,)
 
 
 def _make_image(root: Staged, plan: Plan, wanted: Rebuild) -> None:
@@ -145,6 +152,7 @@ def _facts(root: Staged, plan: Plan) -> ProofInput:
         base_boot_names=kernel.boot_names(root.base_root),
         decompress=_external(root),
         images=images,
+        allow_removed=root.work.config.proof.allow_removed_kernel,
         volume_uuid=root.work.volume.fsid,
     )
 

@@ -58,6 +58,13 @@ class Initramfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What the boot proof lets pass: a kernel, initramfs or microcode image of base that is gone."""
+
+    allow_removed_kernel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Queries:
     """Which generation answers apk's queries while something is pending."""
 
@@ -72,6 +79,7 @@ class Config:
     generations: Generations = field(default_factory=Generations)
     chroot: Chroot = field(default_factory=Chroot)
     initramfs: Initramfs = field(default_factory=Initramfs)
+    proof: Proof = field(default_factory=Proof)
     queries: Queries = field(default_factory=Queries)
 
 
@@ -95,6 +103,7 @@ def load(data: bytes, name: str) -> Config:
         generations=Generations(**tables["generations"]),
         chroot=Chroot(**tables["chroot"]),
         initramfs=Initramfs(**tables["initramfs"]),
+        proof=Proof(**tables["proof"]),
         queries=Queries(**tables["queries"]),
     )
 
@@ -147,6 +156,12 @@ def _number(least: int, most: int) -> Callable[[object], int]:
         return value
 
     return parse
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong(f"must be true or false, not {_seen(value)}")
+    return value
 
 
 def _size(value: object) -> int:
@@ -202,10 +217,10 @@ def _generator(value: object) -> str | tuple[str, ...]:
 
 _TABLES: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     "volume": {"min_free_data": _size, "min_free_metadata": _size},
-    "generations": {"slots": _number(2, 9), "keep": _number(0, 10_000), "keep_days": _number(0, 36_500)},
+    "generations": {"slots": _number(3, 9), "keep": _number(0, 10_000), "keep_days": _number(0, 36_500)},
     "chroot": {"commons": _commons, "accept": _packages},
     "initramfs": {"generator": _generator},
-    "proof": {},
+    "proof": {"allow_removed_kernel": _truth},
     "queries": {"answer_from": _choice("next", "booted")},
     "auto": {},
     "health": {},

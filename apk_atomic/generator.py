@@ -57,10 +57,13 @@ _KNOWN = (
 
 def find_generator(root: int, configured: Sequence[str] = ()) -> Generator | None:
     """The generator of a root: the configured command, else the first of mkinitfs, dracut and booster that is
-    there; None when none is."""
-    if configured:
+    there; None when none is. A configured word that is no path is the kind to look for."""
+    kinds = tuple(kind for kind, _, _ in _KNOWN if tuple(configured) in ((), (str(kind),)))
+    if not kinds:
         return Generator(GeneratorKind.CONFIGURED, tuple(configured), (configured[0].lstrip("/"),))
     for kind, programs, inputs in _KNOWN:
+        if kind not in kinds:
+            continue
         program = next((path for path in programs if lookup.is_file(root, path)), None)
         if program is not None:
             return Generator(kind, (f"/{program}",), (program, *inputs))

@@ -90,7 +90,7 @@ def concerned_flavors(
     if generator is None or generators.trigger_disabled(staged, generator):
         return Plan(generator=generator, elsewhere=True)
     change = _Change(base, staged, _by_merged_name(changed_paths), generator, external)
-    common = tuple(_generator_reasons(change, generator))
+    common = tuple(_generator_reasons(change, generator, configured))
     rebuild: list[Rebuild] = []
     kept: list[str] = []
     images: dict[str, Image] = {}
@@ -151,8 +151,8 @@ def _is_module_input(path: str) -> bool:
     return bool(kernel.module_name(path)) or path.rpartition("/")[2] in _TABLES
 
 
-def _generator_reasons(change: _Change, generator: Generator) -> Iterator[str]:
-    before = generators.find_generator(change.base)
+def _generator_reasons(change: _Change, generator: Generator, configured: tuple[str, ...]) -> Iterator[str]:
+    before = generators.find_generator(change.base, configured)
     if generator.kind is not GeneratorKind.CONFIGURED and before is not None and before.kind is not generator.kind:
         yield f"{generator.kind} in place of {before.kind}"
     for path in generator.inputs:

@@ -102,7 +102,7 @@ def test_wrong_sizes(value: str) -> None:
 )  # fmt: skip
 def test_wrong_numbers(value: str, shown: str) -> None:
     (line,) = mistakes(f"generations.slots = {value}")
-    assert line == f"generations.slots: must be a whole number from 2 to 9, not {shown}"
+    assert line == f"generations.slots: must be a whole number from 3 to 9, not {shown}"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_any_bytes_give_settings_or_a_refusal(data: bytes) -> None:
     except UsageError as error:
         assert error.message.endswith("\nnothing was changed")
     else:
-        assert 2 <= config.generations.slots <= 9
+        assert 3 <= config.generations.slots <= 9
         hash(config)
 
 

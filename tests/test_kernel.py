@@ -187,6 +187,16 @@ def test_configured_command(root: int) -> None:
     assert generator.command(found, "lts", LTS, "boot/x") == ["make-it", LTS, "/boot/x"]
 
 
+def test_a_generator_of_the_kind_that_is_configured(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"usr/sbin/{name}": (0o755, b"#!/bin/sh\n") for name in ("mkinitfs", "dracut")})
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert str(generator.find_generator(root, ("dracut",)).kind) == "dracut"  # type: ignore[union-attr]
+        assert generator.find_generator(root, ("booster",)) is None
+    finally:
+        os.close(root)
+
+
 @pytest.mark.parametrize(
     ("text", "disabled"),
     [("disable_trigger=yes\n", True), ('  disable_trigger="1" # me\n', True), ("disable_trigger=no", False),
