@@ -14,6 +14,10 @@ import os
 import stat
 import struct
 
+TYPE_CHECKING = False  # as type checkers read it, without the price of importing typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 RESOLVE_NO_XDEV = 0x01  # refuses to cross a mount point; a btrfs subvolume that is not mounted is none
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -161,12 +165,15 @@ def same_file(fd: int, dirfd: int, path: str) -> bool:
         os.close(other)
 
 
-def remove_tree(dirfd: int, path: str, *, cross: bool = False) -> None:
+def remove_tree(
+    dirfd: int, path: str, *, cross: bool = False, foreign: Callable[[int, str], None] | None = None
+) -> None:
     """Delete `path` and all below it, following no link; FileNotFoundError when it is not there.
 
-    A directory on another device than `path` itself, and so every subvolume and most mounts, is refused with
-    EXDEV unless `cross`; what was deleted before stays deleted. With `cross` a mount point still fails
-    (EBUSY), after it was emptied.
+    A directory on another device than `path` itself, and so every subvolume and most mounts, is left to
+    `foreign`, which is given the directory that it is in and its name. Without that it is refused with EXDEV
+    unless `cross`; what was deleted before stays deleted. With `cross` a mount point still fails (EBUSY),
+    after it was emptied.
     """
     parent, name = _open_parent(dirfd, path)
     try:
@@ -176,7 +183,7 @@ def remove_tree(dirfd: int, path: str, *, cross: bool = False) -> None:
         top = open_beneath(parent, name, _DIRECTORY)
         try:
             while os.listdir(top):
-                _empty(top, top, _MAX_DEPTH, cross=cross)
+                _empty(top, top, _MAX_DEPTH, _refuse if foreign is None and not cross else foreign)
         finally:
             os.close(top)
         os.rmdir(name, dir_fd=parent)
@@ -184,7 +191,11 @@ def remove_tree(dirfd: int, path: str, *, cross: bool = False) -> None:
         os.close(parent)
 
 
-def _empty(top: int, fd: int, depth: int, *, cross: bool) -> None:
+def _refuse(dirfd: int, name: str) -> None:
+    raise error(errno.EXDEV, f"{fd_path(dirfd)}/{name}")
+
+
+def _empty(top: int, fd: int, depth: int, foreign: Callable[[int, str], None] | None) -> None:
     """Delete what is in directory `fd`; what lies `depth` levels deeper is moved up into `top` for another
     round."""
     with os.scandir(fd) as entries:
@@ -197,9 +208,10 @@ def _empty(top: int, fd: int, depth: int, *, cross: bool) -> None:
         else:
             child = open_beneath(fd, entry.name, _DIRECTORY)
             try:
-                if not cross and os.fstat(child).st_dev != os.fstat(top).st_dev:
-                    raise error(errno.EXDEV, fd_path(child))
-                _empty(top, child, depth - 1, cross=cross)
+                if foreign is not None and os.fstat(child).st_dev != os.fstat(top).st_dev:
+                    foreign(fd, entry.name)
+                    continue
+                _empty(top, child, depth - 1, foreign)
             finally:
                 os.close(child)
             os.rmdir(entry.name, dir_fd=fd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from apk_atomic import btrfs, files
@@ -107,7 +108,7 @@ def recover(volume: Volume) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     try:
-        names = tuple(sorted(name for name in os.listdir(staging) if is_safe_name(name)))
+        names = tuple(sorted(name for name in os.listdir(staging) if _is_journal(staging, name)))
     finally:
         os.close(staging)
     for name in names:
@@ -115,24 +116,21 @@ def recover(volume: Volume) -> tuple[str, ...]:
     return names
 
 
+def _is_journal(staging: int, name: str) -> bool:
+    """A file or link in staging/ is somebody's, and none of ours."""
+    return is_safe_name(name) and stat.S_ISDIR(os.stat(name, dir_fd=staging, follow_symlinks=False).st_mode)
+
+
 def remove_directory(volume: Volume, parent: str, name: str) -> None:
-    """Removes `parent/NAME` with the subvolumes in it, deepest first; one that is gone already is no error."""
+    """Removes `parent/NAME` and all subvolumes in it, however deep; one that is gone already is no error."""
     try:
         above = files.open_beneath(volume.top, parent, _DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        directory = files.open_beneath(above, name, _DIRECTORY)
-    except FileNotFoundError:
-        os.close(above)
-        return
-    try:
-        for entry in os.listdir(directory):
-            if btrfs.is_subvolume(directory, entry):
-                btrfs.destroy_tree(directory, entry)
-        files.remove_tree(above, name)
+        if _exists(above, name):
+            files.remove_tree(above, name, foreign=btrfs.destroy_tree)
     finally:
-        os.close(directory)
         os.close(above)
 
 
