@@ -17,13 +17,19 @@ def run(*argv: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+SHEBANGS = (b"#!/bin/sh", b"#!/usr/bin/env bash", b"#!/sbin/openrc-run")
+
+
+def tracked() -> list[Path]:
+    """What is or is going to be committed; also outside a checkout, as in an unpacked release."""
+    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode == 0:
+        return [ROOT / name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+    return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+
+
 def shell_scripts() -> list[str]:
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    names = [name for name in files if name and (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
-    return [name for name in names if (ROOT / name).open("rb").readline(100).rstrip() in SHEBANGS]
-
-
-SHEBANGS = (b"#!/bin/sh", b"#!/usr/bin/env bash")
+    return [str(path.relative_to(ROOT)) for path in tracked() if path.read_bytes()[:100].split(b"\n")[0] in SHEBANGS]
 
 
 def test_ruff() -> None:
