@@ -1,21 +1,33 @@
 #!/bin/sh
-# Installs what the tests and the demo need on a fresh Debian or Alpine, and makes the virtual environment $1.
-# Does nothing that is done already, so it costs a second when run again.
+# Makes a fresh Debian or Alpine ready for the demo, the tests and the bench: system packages, kernel modules, and the
+# virtual environment $1, by the interpreter $2. It says what it does and does nothing that is done already.
 set -eu
 
-venv=$1
+venv=${1:?usage: setup.sh VENV [PYTHON]}
+python=${2:-python3}
+
+say() {
+	echo "setup: $*" >&2
+}
+
+fail() {
+	say "$@"
+	exit 1
+}
 
 have() {
 	command -v "$1" >/dev/null 2>&1
 }
 
+# What is not there, in one line; nothing when all is.
 missing() {
-	for tool in mkfs.btrfs btrfs losetup strace shellcheck busybox openssl nsenter python3; do
-		have "$tool" || return 0
+	for tool in mkfs.btrfs btrfs losetup strace shellcheck busybox openssl nsenter "$python"; do
+		have "$tool" || printf '%s ' "$tool"
 	done
-	python3 -c 'import venv, ensurepip' 2>/dev/null || return 0
-	busybox_is_static || return 0
-	return 1
+	if have "$python" && ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+		printf 'venv '
+	fi
+	busybox_is_static || printf 'static-busybox '
 }
 
 # The small roots of the tests hold one program that needs no library.
@@ -23,35 +35,47 @@ busybox_is_static() {
 	[ -x /bin/busybox.static ] || { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
 }
 
+# On Debian busybox-static takes the place of busybox: the same program, without libraries.
 install_packages() {
 	if have apt-get; then
-		echo "setup: installing system packages with apt-get" >&2
-		apt-get update -qq
+		say "installing with apt-get, for want of $*"
+		apt-get update -qq </dev/null
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq btrfs-progs util-linux strace shellcheck \
-			busybox-static openssl python3 python3-venv fuse3 >/dev/null
+			busybox-static openssl python3 python3-venv fuse3 </dev/null >/dev/null
 	elif have apk; then
-		echo "setup: installing system packages with apk" >&2
+		say "installing with apk, for want of $*"
 		apk add -q btrfs-progs util-linux losetup strace shellcheck busybox-static openssl python3 py3-pip
 	else
-		echo "setup: neither apt-get nor apk is here; install btrfs-progs, util-linux, strace, shellcheck," \
-			"a static busybox, openssl and python3 by hand" >&2
-		exit 1
+		fail "$* is not here, and neither apt-get nor apk is, to install it"
 	fi
 }
 
-if [ "$(id -u)" != 0 ]; then
-	echo "setup: the tests and the demo attach loop devices and mount btrfs: run make as root" >&2
-	exit 1
-fi
-if missing; then
-	install_packages
-fi
-if ! [ -x "$venv/bin/python" ] || ! cmp -s pyproject.toml "$venv/pyproject.toml"; then
-	echo "setup: making the virtual environment $venv" >&2
-	python3 -m venv "$venv"
+load_modules() {
+	[ -e /dev/loop-control ] || modprobe loop || fail "this kernel, or container, has no loop devices"
+	grep -qw btrfs /proc/filesystems || modprobe btrfs || fail "this kernel has no btrfs"
+}
+
+make_environment() {
+	say "making the virtual environment $venv"
+	"$python" -m venv --clear "$venv"
 	"$venv/bin/python" -c 'import tomllib
 p = tomllib.load(open("pyproject.toml", "rb"))["project"]
 print("\n".join(p["dependencies"] + p["optional-dependencies"]["test"]))' > "$venv/requirements.txt"
-	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements.txt"
+	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements.txt" </dev/null
+	# Last, so that an environment that is not complete is made again.
 	cp pyproject.toml "$venv/pyproject.toml"
+}
+
+[ "$(id -u)" = 0 ] || fail "loop devices and mounts are for root only: run make as root"
+wanted=$(missing)
+if [ -n "$wanted" ]; then
+	# shellcheck disable=SC2086  # a list of words
+	install_packages $wanted
+	wanted=$(missing)
+	[ -z "$wanted" ] || fail "still missing: $wanted"
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" --version) is too old: 3.11 is needed"
+load_modules
+if ! [ -x "$venv/bin/python" ] || ! cmp -s pyproject.toml "$venv/pyproject.toml"; then
+	make_environment
 fi
