@@ -43,6 +43,8 @@ def command(root: int, line: Line) -> Command:
             "there is no apk in the base generation; nothing was changed",
             hint="apk-atomic rollback goes to a generation that has one",
         )
+    for name in (installed.DATABASE, installed.WORLD):
+        _require_file(root, name)
     return Command(
         program=path,
         argv=(path, *line.words),
@@ -58,6 +60,19 @@ def _inherited(fd: int | None) -> tuple[int, ...]:
         return (fd,) if fd is not None and fd > 2 and os.get_inheritable(fd) else ()
     except OSError:
         return ()
+
+
+def _require_file(root: int, name: str) -> None:
+    """apk would wait forever for somebody to write into a FIFO in the place of its database."""
+    try:
+        fd = files.open_in_root(root, name, os.O_PATH)
+    except OSError:
+        return  # missing, or a link that leads nowhere: apk's own business
+    try:
+        if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+            raise CheckFailed(f"/{name} in the base generation is not a regular file; nothing was changed")
+    finally:
+        os.close(fd)
 
 
 def binds(line: Line, plan: RootPlan) -> tuple[Bind, ...]:

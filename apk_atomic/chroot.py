@@ -123,7 +123,8 @@ def _open_point(root: int, path: str) -> int:
         return files.open_beneath(root, path.lstrip("/"), _DIRECTORY)
     except OSError as error:
         raise CheckFailed(
-            f"/{path.lstrip('/')} in the generation is not a plain directory to mount on ({error.strerror})"
+            f"/{path.lstrip('/')} in the generation is not a plain directory to mount on ({error.strerror}); "
+            "nothing was changed"
         ) from error
 
 

@@ -51,7 +51,7 @@ def plan_staged(volume: Volume, config: Config, name: str, text: str) -> RootPla
 
 def plan_sealed(volume: Volume, config: Config, name: str, root: int) -> RootPlan:
     """The sealed root of generation NAME, for what only reads it or writes to the shared cache."""
-    text = fstab.decode(files.read_file(root, FSTAB, _LIMIT))
+    text = read_fstab(root) or ""
     return RootPlan(
         device=volume.device,
         subvolume=f"/snapshots/{name}/@",
