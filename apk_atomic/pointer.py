@@ -13,7 +13,7 @@ from apk_atomic.errors import CheckFailed, NotDurable
 from apk_atomic.faults import point
 from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, open_place
 from apk_atomic.lock import RUN
-from apk_atomic.volume import PENDING, Volume, current_links, links_of, pending_ids, slot_target
+from apk_atomic.volume import PENDING, Volume, current_links, links_of, pending_ids, slot_links
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
@@ -44,23 +44,35 @@ def link_next(volume: Volume, name: str) -> None:
 def check(volume: Volume, name: str, before: str, boot_paths: tuple[str, ...]) -> None:
     """Reads the new pointer as a boot loader will, and that nobody else has moved the old one meanwhile.
 
-    `boot_paths` are relative to the root in slot 0, resolved inside it. Raises CheckFailed; nothing is changed.
+    Every slot must lead to a root; `boot_paths` are relative to that in slot 0, resolved inside it. Raises CheckFailed;
+    nothing is changed.
     """
     if links_of(os.readlink(f"{NEXT}/current-{name}", dir_fd=volume.top)) != name:
         raise CheckFailed(f"{NEXT}/current-{name} was changed by somebody else; nothing was changed")
-    generation = slot_target(os.readlink(f"{LINKS}/{name}/0", dir_fd=volume.top))
-    root = files.open_beneath(volume.top, f"{SNAPSHOTS}/{generation}/@", _DIRECTORY)
-    try:
-        for path in boot_paths:
-            _require(root, path)
-    finally:
-        os.close(root)
+    slots = slot_links(volume, name) or ("",)
+    for number, generation in enumerate(slots):
+        root = _open_slot(volume, number, generation)
+        try:
+            for path in boot_paths if number == 0 else ():
+                _require(root, path)
+        finally:
+            os.close(root)
     if current_links(volume) != before:
         raise CheckFailed(
             "`current` was moved by somebody else while this transaction ran; it is discarded",
             hint="run the command again: it starts from what is current now",
         )
     point("checked")
+
+
+def _open_slot(volume: Volume, number: int, generation: str) -> int:
+    try:
+        return files.open_beneath(volume.top, f"{SNAPSHOTS}/{generation}/@" if generation else "", _DIRECTORY)
+    except OSError as error:
+        raise CheckFailed(
+            f"slot {number} of the new pointer leads to no generation: somebody has changed it meanwhile",
+            hint="run the command again: it starts from what is there now",
+        ) from error
 
 
 def _require(root: int, path: str) -> None:
