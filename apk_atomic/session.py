@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from apk_atomic.faults import point
 from apk_atomic.locate import Located
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.model import State
-from apk_atomic.names import is_own_id
 from apk_atomic.pointer import clear_pending, write_pending
 from apk_atomic.retention import Keep, Victim, garbage
 from apk_atomic.signals import Signals
@@ -132,18 +132,18 @@ def collect(work: Work, victims: tuple[Victim, ...]) -> None:
 
 
 def collect_links(work: Work, now: float) -> tuple[str, ...]:
-    """Removes links directories that `current` does not name; foreign ones only when older than a day."""
+    """Removes links directories that `current` does not name and that are older than a day; their names.
+
+    Only names as the wiki's scripts and we make them: anything else was put there by somebody who wants it.
+    """
     current = volume.current_links(work.volume)
     links = files.open_beneath(work.volume.top, journal.LINKS, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        old = [
-            name
-            for name in sorted(os.listdir(links))
-            if name != current and now - os.stat(name, dir_fd=links, follow_symlinks=False).st_mtime > _DAY
-        ]
+        found = {name: os.stat(name, dir_fd=links, follow_symlinks=False) for name in sorted(os.listdir(links))}
     finally:
         os.close(links)
-    gone = tuple(name for name in old if is_own_id(name) or name.isalnum())
+    old = (name for name, status in found.items() if stat.S_ISDIR(status.st_mode) and now - status.st_mtime > _DAY)
+    gone = tuple(name for name in old if name.isalnum() and name != current)
     for name in gone:
         journal.remove_directory(work.volume, journal.LINKS, name)
     return gone
@@ -169,8 +169,8 @@ def _require_reboot(state: State) -> None:
         ours = True
     if state.next not in ("", state.booted):
         if ours:
-            with open(REBOOT, "w", encoding="utf-8") as file:
-                file.write(f"{_REBOOT_MARK} generation {state.next} runs after the reboot\n")
+            text = f"{_REBOOT_MARK} generation {state.next} runs after the reboot\n"
+            _publish(os.path.dirname(REBOOT), os.path.basename(REBOOT), text)
     elif ours:
         with suppress(FileNotFoundError):
             os.unlink(REBOOT)
@@ -185,8 +185,13 @@ def _publish_status(state: State) -> None:
         "pending": state.pending,
         "slots": list(state.slots),
     }
-    run = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _publish(RUN, STATUS, json.dumps(public) + "\n")
+
+
+def _publish(directory: str, name: str, text: str) -> None:
+    """For everybody to read, whatever the caller's umask is."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        files.write_atomic(run, STATUS, json.dumps(public).encode() + b"\n", 0o644)
+        files.write_atomic(fd, name, text.encode(), 0o644)
     finally:
-        os.close(run)
+        os.close(fd)

@@ -94,6 +94,17 @@ def place(top: Path, booted: str | None = None) -> Iterator[Place]:
         found.close()
 
 
+@contextlib.contextmanager
+def volume_at_top_level() -> Iterator[Place]:
+    """A layout at the top level of a volume of its own, so that its generations can be mounted by `subvol=`."""
+    with file_system() as top:
+        found = Place(top, *device_of(top), None)
+        try:
+            yield found
+        finally:
+            found.close()
+
+
 def device_of(path: Path) -> tuple[str, str]:
     """Device and file system id of the btrfs volume mounted at `path`."""
     with open("/proc/self/mountinfo") as lines:
