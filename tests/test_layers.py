@@ -19,7 +19,7 @@ LAYERS = (
     ("config", "files", "console", "signals", "mounts", "terminal"),
     ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack"),
     ("elf", "cpio", "generator", "kernel", "kernel_image"),
-    ("btrfs", "namespace", "installed", "fstab", "initramfs"),
+    ("btrfs", "namespace", "installed", "fstab", "initramfs", "bootmenu"),
     ("locate", "proof_types"),
     ("volume", "chroot", "proof_images", "proof_fstab"),
     ("operands", "journal", "changed", "decompress", "proof_init", "proof_kernels", "rebuild"),
