@@ -14,6 +14,8 @@ import os
 import stat
 import struct
 
+from apk_atomic.immutable import insist
+
 TYPE_CHECKING = False  # as type checkers read it, without the price of importing typing
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,15 +182,23 @@ def remove_tree(
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=parent)
             return
-        top = open_beneath(parent, name, _DIRECTORY)
-        try:
-            while os.listdir(top):
-                _empty(top, top, _MAX_DEPTH, _refuse if foreign is None and not cross else foreign)
-        finally:
-            os.close(top)
-        os.rmdir(name, dir_fd=parent)
+        while _has_emptied(parent, name, _refuse if foreign is None and not cross else foreign):
+            pass
+        insist(os.rmdir, name, parent)
     finally:
         os.close(parent)
+
+
+def _has_emptied(parent: int, name: str, foreign: Callable[[int, str], None] | None) -> bool:
+    """One round; False when there was nothing to do. btrfs does not show what came after the opening: open anew."""
+    top = open_beneath(parent, name, _DIRECTORY)
+    try:
+        if not os.listdir(top):
+            return False
+        _empty(top, top, _MAX_DEPTH, foreign)
+        return True
+    finally:
+        os.close(top)
 
 
 def _refuse(dirfd: int, name: str) -> None:
@@ -202,9 +212,9 @@ def _empty(top: int, fd: int, depth: int, foreign: Callable[[int, str], None] | 
         found = list(entries)
     for entry in found:
         if not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.name, dir_fd=fd)
+            insist(os.unlink, entry.name, fd)
         elif depth == 0:
-            os.rename(entry.name, TEMP_PREFIX + os.urandom(8).hex(), src_dir_fd=fd, dst_dir_fd=top)
+            insist(lambda name, dir_fd: _move_up(top, name, dir_fd), entry.name, fd)
         else:
             child = open_beneath(fd, entry.name, _DIRECTORY)
             try:
@@ -214,7 +224,11 @@ def _empty(top: int, fd: int, depth: int, foreign: Callable[[int, str], None] | 
                 _empty(top, child, depth - 1, foreign)
             finally:
                 os.close(child)
-            os.rmdir(entry.name, dir_fd=fd)
+            insist(os.rmdir, entry.name, fd)
+
+
+def _move_up(top: int, name: str, dir_fd: int) -> None:
+    os.rename(name, TEMP_PREFIX + os.urandom(8).hex(), src_dir_fd=dir_fd, dst_dir_fd=top)
 
 
 def _read_all(fd: int, path: str, limit: int, expected: int) -> bytes:

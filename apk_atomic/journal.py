@@ -80,7 +80,8 @@ def _refuse_nested(volume: Volume, source: int) -> None:
     nested = btrfs.children(volume.top, btrfs.subvolume_id(source))
     if nested:
         raise CheckFailed(
-            f"the change made the btrfs subvolume {nested[0].name!r} inside the root, which a generation cannot hold",
+            f"the change made the btrfs subvolume {nested[0].name!r} inside the root, which a generation cannot hold; "
+            "nothing was changed",
             hint="put it on a commons subvolume of its own, named in the fstab template",
         )
 
