@@ -1,21 +1,40 @@
 """What a change left different in the staged root: by the inodes that are newer, never by a walk.
 
-The same list serves the question whether anything changed at all, the initramfs, the proof and the warnings.
+The same list serves the question whether anything changed at all, the initramfs, the proof and the warnings. It knows
+nothing of mounts: who asks says where each subvolume of the generation belongs. Nothing is written.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apk_atomic import btrfs, btrfs_trees, files
 from apk_atomic.btrfs_trees import ChangedInode
 
-_PREFIXES_IGNORED = ("var/cache/apk", "var/log/apk.log", "etc/resolv.conf")
-_PREFIXES_COMPARED = ("lib/apk/db", "usr/lib/apk/db", "etc/apk", "etc/fstab")
+_PREFIXES_IGNORED = ("var/cache/apk", "var/log/apk.log")
+_PREFIXES_COMPARED = ("lib/apk/db", "usr/lib/apk/db", "etc/apk", "etc/resolv.conf")
+_FSTAB = "etc/fstab"
 _LOCK = "lib/apk/db/lock"
 _COMPARE_LIMIT = 1 << 28  # bytes; what is larger counts as changed
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A subvolume of a generation, in base and as it is staged: directory descriptors of both.
+
+    `place` is where the generation has it, relative to its root: "" for `@`, "usr" for one that is mounted at /usr.
+    """
+
+    place: str
+    base: int
+    staged: int
+
+    def full(self, name: str) -> str:
+        """The path relative to the generation's root of `name`, which is relative to this part."""
+        return os.path.normpath(f"{self.place}/{name}" if self.place else name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,51 +50,58 @@ class Changed:
     relevant: bool
 
 
-def compare(base: int, staged: int, rendered_fstab: bytes | None) -> Changed:
-    """Compares the staged root with base, of which it is a snapshot; `rendered_fstab` is what we wrote as etc/fstab.
+def compare(parts: Iterable[Part], rendered_fstab: bytes) -> Changed:
+    """Compares what is staged with base, of which it is a snapshot; `rendered_fstab` is what we wrote as etc/fstab.
 
-    Both are directory descriptors. Flushes the volume first: the search reads what was committed.
+    Flushes the volume first: the search reads what was committed.
     """
-    files.syncfs(staged)
-    inodes = btrfs_trees.changed_inodes(staged, btrfs.subvolume_info(staged).otransid)
+    found = [_compare(part, rendered_fstab) for part in parts]
+    return Changed(
+        tuple(sorted(path for each in found for path in each.paths)),
+        tuple(sorted(path for each in found for path in each.removed)),
+        any(each.relevant for each in found),
+    )
+
+
+def _compare(part: Part, rendered_fstab: bytes) -> Changed:
+    files.syncfs(part.staged)
+    since = btrfs.subvolume_info(part.staged).otransid
     directories: dict[int, str] = {}
     paths: list[str] = []
     removed: list[str] = []
     relevant = False
-    for inode in inodes:
-        names = btrfs_trees.inode_paths(staged, inode.ino, directories)
-        paths += names
-        if inode.is_dir and inode.created <= btrfs.subvolume_info(staged).otransid:
-            removed += _lost_names(base, staged, names)
-        relevant = relevant or any(_matters(base, staged, inode, name, rendered_fstab) for name in names)
-    return Changed(tuple(sorted(paths)), tuple(sorted(removed)), relevant or bool(_mattering(removed)))
+    for inode in btrfs_trees.changed_inodes(part.staged, since):
+        names = btrfs_trees.inode_paths(part.staged, inode.ino, directories)
+        paths += map(part.full, names)
+        if inode.is_dir:
+            removed += _lost_names(part, names)
+        relevant = relevant or any(_matters(part, inode, name, rendered_fstab) for name in names)
+    relevant = relevant or any(not _is_below(name, _PREFIXES_IGNORED) for name in removed)
+    return Changed(tuple(paths), tuple(removed), relevant)
 
 
-def _mattering(removed: list[str]) -> list[str]:
-    return [name for name in removed if not _is_below(name, _PREFIXES_IGNORED)]
-
-
-def _lost_names(base: int, staged: int, names: list[str]) -> list[str]:
-    """Entries that a directory has in base and no longer in the staged root."""
+def _lost_names(part: Part, names: list[str]) -> list[str]:
+    """Entries that a directory has in base and no longer in what is staged; also of one that was made anew there."""
     lost = []
     for name in names:
         try:
-            gone = set(files.list_names(base, name)) - set(files.list_names(staged, name))
+            gone = set(files.list_names(part.base, name)) - set(files.list_names(part.staged, name))
         except OSError:
-            continue  # the directory is new at this place
-        lost += [os.path.normpath(f"{name}/{entry}") for entry in gone]
+            continue  # base has no directory at this place
+        lost += [part.full(f"{name}/{entry}") for entry in gone]
     return lost
 
 
-def _matters(base: int, staged: int, inode: ChangedInode, name: str, rendered_fstab: bytes | None) -> bool:
-    if _is_below(name, _PREFIXES_IGNORED):
+def _matters(part: Part, inode: ChangedInode, name: str, rendered_fstab: bytes) -> bool:
+    place = part.full(name)
+    if _is_below(place, _PREFIXES_IGNORED):
         return False
     if inode.is_dir:
-        return not _same_directory(base, staged, name)
-    if name == "etc/fstab" and rendered_fstab is not None:
-        return _content(staged, name) != rendered_fstab
-    if _is_below(name, _PREFIXES_COMPARED) and stat.S_ISREG(inode.mode):
-        return not _same_file(base, staged, name)
+        return not _same_directory(part, name)
+    if place == _FSTAB:
+        return not _is_fstab_of_ours(part, inode, name, rendered_fstab)
+    if _is_below(place, _PREFIXES_COMPARED) and stat.S_ISREG(inode.mode):
+        return not _same_file(part, name)
     return True
 
 
@@ -83,29 +109,37 @@ def _is_below(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(prefix + "/") for prefix in prefixes)
 
 
-def _same_directory(base: int, staged: int, name: str) -> bool:
+def _is_fstab_of_ours(part: Part, inode: ChangedInode, name: str, rendered: bytes) -> bool:
+    """Still the file that was written when the root was staged, whatever base has in its place."""
+    as_written = (inode.mode, inode.uid, inode.nlink) == (stat.S_IFREG | 0o644, 0, 1)
+    return as_written and _content(part.staged, name) == rendered
+
+
+def _same_directory(part: Part, name: str) -> bool:
     """Equal mode, owner, attributes and names: what apk leaves behind where it made and removed a temporary file."""
     try:
-        if _attributes(base, name) != _attributes(staged, name):
+        if _attributes(part.base, name) != _attributes(part.staged, name):
             return False
-        return _judged_names(base, name) == _judged_names(staged, name)
+        return _judged_names(part, part.base, name) == _judged_names(part, part.staged, name)
     except OSError:
         return False
 
 
-def _judged_names(root: int, name: str) -> set[str]:
-    """The entries of a directory but those whose coming and going is no change: the cache, the log, the lock."""
-    paths = {os.path.normpath(f"{name}/{entry}") for entry in files.list_names(root, name)}
-    return {path for path in paths if not _is_below(path, _PREFIXES_IGNORED) and not path.endswith(_LOCK)}
+def _judged_names(part: Part, root: int, name: str) -> set[str]:
+    """The entries of a directory but those whose coming is no change: our fstab, the cache, the log, the lock."""
+    paths = {part.full(f"{name}/{entry}") for entry in files.list_names(root, name)}
+    ignored = (*_PREFIXES_IGNORED, _FSTAB)
+    return {path for path in paths if not _is_below(path, ignored) and not path.endswith(_LOCK)}
 
 
-def _same_file(base: int, staged: int, name: str) -> bool:
+def _same_file(part: Part, name: str) -> bool:
     try:
-        if _attributes(base, name) != _attributes(staged, name):
+        if _attributes(part.base, name) != _attributes(part.staged, name):
             return False
     except OSError:
-        return name.endswith(_LOCK)  # made on the first use of a root, always empty
-    return _content(base, name) == _content(staged, name)
+        return part.full(name).endswith(_LOCK)  # made on the first use of a root, always empty
+    before = _content(part.base, name)
+    return before is not None and before == _content(part.staged, name)
 
 
 def _content(root: int, name: str) -> bytes | None:

@@ -23,7 +23,7 @@ def altered_commons(root: Staged) -> tuple[str, ...]:
 
     Flushes the volume first. Whoever changed them: other programs write there too.
     """
-    writable = [common for common in root.plan.commons if common.writable and common.point not in _QUIET]
+    writable = [common for common in root.commons if common.writable and common.point not in _QUIET]
     if not writable:
         return ()
     staged = btrfs.subvolume_info(root.root)
@@ -64,6 +64,7 @@ def hidden_files(root: Staged, before: bytes, after: bytes) -> tuple[str, ...]:
     if before == after:
         return ()
     points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text)}
+    points -= {common.point for common in set(root.plan.commons).difference(root.commons)}
     places = tuple(sorted({point for point in points if point.startswith("/")} | set(_FRESH)))
     owned = (f"/{path}" for path in installed.new_files(before, after))
     return tuple(path for path in owned if _below(path, places) and not _below(path, _QUIET))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from apk_atomic import chroot, files, fstab, namespace
+from apk_atomic.changed import Part
 from apk_atomic.chroot import Bind, Common, RootPlan
 from apk_atomic.config import Config
+from apk_atomic.journal import STAGING
 from apk_atomic.namespace import Command
 from apk_atomic.session import Work
-from apk_atomic.volume import TOP_LEVEL, Volume
+from apk_atomic.volume import TOP_LEVEL, Volume, subvolumes_of
 
 FSTAB = "etc/fstab"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _LIMIT = 1 << 20  # bytes of an fstab or resolv.conf
 _GET_FSLABEL = 0x81009431  # BTRFS_IOC_GET_FSLABEL, <linux/btrfs.h>
 _DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}
@@ -31,6 +35,27 @@ class Staged:
     base_root: int
     fstab: fstab.Rendered
     plan: RootPlan
+
+    @property
+    def commons(self) -> tuple[Common, ...]:
+        """What of the plan is shared by all generations: the rest belongs to this one, beside its `@`."""
+        own = f"/{STAGING}/{self.id}/"
+        return tuple(common for common in self.plan.commons if not common.subvolume.startswith(own))
+
+    @contextmanager
+    def parts(self) -> Iterator[tuple[Part, ...]]:
+        """Every subvolume of the generation, `@` first, for `changed.compare`."""
+        top = self.work.volume.top
+        places = {common.subvolume: common.point.lstrip("/") for common in self.plan.commons}
+        with ExitStack() as stack:
+            found = [Part("", self.base_root, self.root)]
+            for name in subvolumes_of(self.work.volume, self.base)[1:]:
+                base = files.open_beneath(top, f"snapshots/{self.base}/{name}", _DIRECTORY)
+                stack.callback(os.close, base)
+                root = files.open_beneath(top, f"{STAGING}/{self.id}/{name}", _DIRECTORY)
+                stack.callback(os.close, root)
+                found.append(Part(places.get(f"/{STAGING}/{self.id}/{name}", name), base, root))
+            yield tuple(found)
 
     def run(self, command: Command, binds: Sequence[Bind] = ()) -> int:
         """Runs a command in the root; its exit status. Every process that it started is dead afterwards."""

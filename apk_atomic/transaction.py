@@ -209,8 +209,8 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     work.signals.check()
     point("changed")
     _hooks(work, "post-change.d", root.id, root.base)
-    with clock.step("compare"):
-        found = changed.compare(root.base_root, root.root, fstab.encode(root.fstab.text))
+    with clock.step("compare"), root.parts() as parts:
+        found = changed.compare(parts, fstab.encode(root.fstab.text))
     if not found.relevant:
         return None
     before, after = (_database(fd) for fd in (root.base_root, root.root))
