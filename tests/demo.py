@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.support import btrfsctl
 from tests.support.apks import which_apk
-from tests.support.bootpackages import generator_package, kernel_package, release_of, system_package
+from tests.support.bootpackages import kernel_package, release_of
+from tests.support.bootworld import KERNEL as OLD_KERNEL
+from tests.support.bootworld import install_system
 from tests.support.packages import File, Package
 from tests.support.world import FIRST, Guest, Volume, make_volume
 
-OLD_KERNEL, NEW_KERNEL = "6.12.1-r0", "6.12.2-r0"
+NEW_KERNEL = "6.12.2-r0"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT = 60.0  # seconds, for any one command
 WIDTH = 100
@@ -185,16 +186,6 @@ def hello(version: str, script: str = "") -> Package:
     return Package("hello", version, files={"usr/bin/hello": File(text.encode(), 0o755)}, scripts=scripts)
 
 
-def install_system(volume: Volume) -> None:
-    """What somebody did who set the machine up by hand: a kernel in the first generation, which is then sealed."""
-    volume.repo.publish(kernel_package(OLD_KERNEL), generator_package(), system_package(), hello("1.0-r0"))
-    btrfsctl.set_read_only(volume.tree(), False)
-    guest = volume.boot(options="rw,noatime")
-    guest.run(["apk", "add", "openrc", "linux-lts"], check=True)
-    guest.shutdown()
-    btrfsctl.set_read_only(volume.tree(), True)
-
-
 def wait_until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LIMIT
     while not true():
@@ -222,7 +213,7 @@ def perform() -> None:
         print(f"   apk here is {named}.")
         print(f"   The machine is a small system on a btrfs volume: {volume.device}, which is {volume.image}.")
         started = time.monotonic()
-        install_system(volume)
+        install_system(volume, hello("1.0-r0"))
         show = Show(volume, volume.boot())
         for act in PLAY:
             act(show)

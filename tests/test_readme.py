@@ -1,0 +1,160 @@
+"""README.md does not lie: the lines of its tour are run, in order, and answer as it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from apk_atomic import errors
+from apk_atomic.commands import change, usage
+from tests.support.bootpackages import kernel_package
+from tests.support.bootworld import install_system
+from tests.support.packages import File, Package
+from tests.support.world import Guest, Volume, make_volume
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROMPT, INNER_PROMPT = "# ", "~ # "
+OTHER_DEVICE = "/dev/vdb2"
+ID = re.compile(r"\d{14}[a-z]{8}")
+# What is not the same on two machines, or with two versions of apk.
+VARIABLE = (
+    (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d"), "DATE"),
+    (re.compile(r"^OK: .*"), "OK"),
+    (re.compile(r"\(\d+ ms\)"), "(TIME)"),
+    (re.compile(r"^\s*\* "), ""),
+    (re.compile(r"^/bin/sh: "), "sh: "),
+    (re.compile(r" +"), " "),
+)
+
+
+@dataclass(slots=True)
+class Shown:
+    """A command of the tour; `typed` goes to its stdin, `says` is what README shows below it."""
+
+    line: str
+    typed: list[str] = field(default_factory=list)
+    says: list[str] = field(default_factory=list)
+
+
+def tour() -> Iterator[Shown]:
+    for block in BLOCK.findall(README.read_text()):
+        command: Shown | None = None
+        for line in block.splitlines():
+            if line.startswith(PROMPT):
+                if command:
+                    yield command
+                command = Shown(line.removeprefix(PROMPT))
+            else:
+                assert command, f"a block starts with {line!r}, not with a command"
+                inner = line.startswith(INNER_PROMPT)
+                (command.typed if inner else command.says).append(line.removeprefix(INNER_PROMPT))
+        if command:
+            yield command
+
+
+class Machine:
+    """The machine of the tour."""
+
+    def __init__(self, volume: Volume, other: Volume) -> None:
+        self.volume, self.other = volume, other
+        self.guest: Guest = volume.boot()
+        self.names: dict[str, str] = {}
+        self.status = 0
+
+    def run(self, shown: Shown) -> list[str]:
+        """The lines of its answer; a shell remembers `$?` for the next one."""
+        if shown.line == "reboot":
+            self.guest.reboot()
+            return []
+        program = f"(exit {self.status})\n{shown.line.replace(OTHER_DEVICE, self.other.device)} 2>&1"
+        done = self.guest.run(["/bin/sh", "-c", program], input="".join(f"{line}\n" for line in shown.typed))
+        self.status = done.status
+        return done.stdout.splitlines()
+
+    def same(self, shown: list[str], real: list[str]) -> bool:
+        """Line by line; `…` stands for any number of lines. A name in README means the same one everywhere."""
+        if not shown:
+            return not real
+        if shown[0] == "…":
+            return any(self.same(shown[1:], real[at:]) for at in range(len(real) + 1))
+        return bool(real) and self.same_line(shown[0], real[0]) and self.same(shown[1:], real[1:])
+
+    def same_line(self, shown: str, real: str) -> bool:
+        named, found = ID.findall(shown), ID.findall(real)
+        if len(named) != len(found) or plain(shown) != plain(real):
+            return False
+        return all(self.names.setdefault(one, other) == other for one, other in zip(named, found, strict=True))
+
+
+def plain(line: str) -> str:
+    for pattern, word in VARIABLE:
+        line = pattern.sub(word, line)
+    return ID.sub("ID", line).rstrip()
+
+
+# ---- what happens to the machine between the lines --------------------------------------------------------
+
+
+def nginx(version: str) -> Package:
+    text = f"#!/bin/sh\necho nginx version: nginx/{version.partition('-')[0]}\n"
+    return Package("nginx", version, files={"usr/sbin/nginx": File(text.encode(), 0o755)}, depends=("pcre2",))
+
+
+def packages() -> tuple[Package, ...]:
+    broken = Package("broken", scripts={"post-install": "#!/bin/sh\nexit 1\n"})
+    return nginx("1.26.2-r0"), Package("pcre2", "10.43-r0"), broken
+
+
+def new_versions_come_out(machine: Machine) -> None:
+    machine.volume.repo.publish(nginx("1.28.0-r0"), kernel_package("6.12.2-r0"))
+
+
+BEFORE: dict[str, Callable[[Machine], None]] = {
+    'apk-atomic --atomic-message "before the holidays" upgrade': new_versions_come_out,
+}
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with make_volume() as volume, make_volume() as other:
+        install_system(volume, *packages())
+        install_system(other, *packages())
+        yield Machine(volume, other)
+
+
+def test_tour(machine: Machine) -> None:
+    commands = list(tour())
+    assert set(BEFORE) < {shown.line for shown in commands}
+    for shown in commands:
+        if happens := BEFORE.get(shown.line):
+            happens(machine)
+        real = machine.run(shown)
+        assert machine.same(shown.says, real), f"# {shown.line}\n" + "\n".join(real)
+
+
+def first_column(heading: str) -> list[str]:
+    """What stands in backquotes or as it is in the first cells of the table with this heading."""
+    table = README.read_text().partition(f"| {heading} |")[2].partition("\n\n")[0]
+    return [row.replace("\\|", "/").split("|")[1].strip(" `") for row in table.splitlines()[2:]]
+
+
+def test_every_verb_and_option_is_named() -> None:
+    verbs = {line.split()[0] for line in first_column("verb")}
+    assert verbs == set(re.findall(r"^ +apk-atomic (\w+)(?= |$)", usage.TEXT, re.MULTILINE))
+    options = {line.split()[0] for line in first_column("option, also on apk's lines")}
+    assert options == set(re.findall(r"^ +(--atomic-[\w-]+)", usage.TEXT, re.MULTILINE))
+
+
+def test_every_exit_status_is_named() -> None:
+    ours = {each.exit_code for each in vars(errors).values() if isinstance(each, type) and hasattr(each, "exit_code")}
+    assert {int(word) for word in first_column("status") if word.isdigit()} == ours | {0, change.UNCHANGED}
+
+
+def test_files_that_it_leads_to_are_there() -> None:
+    for name in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        assert (README.parent / name).is_file(), name
