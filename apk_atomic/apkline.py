@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from apk_atomic import chroot, files, installed, mounts, namespace, operands, staged, volume
+from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, staged, volume
 from apk_atomic.chroot import Bind, RootPlan
 from apk_atomic.cmdline import Line, Role
 from apk_atomic.config import Config
@@ -21,6 +21,8 @@ from apk_atomic.verdict import Evidence, judge
 from apk_atomic.volume import Volume
 
 _OF_THE_ROOT = (Role.CACHE_DIR, Role.KEYS_DIR)  # relative ones count from apk's root
+_REPOSITORIES = ("etc/apk/repositories", "etc/apk/repositories.d", "lib/apk/repositories.d")
+_LIMIT = 1 << 20  # bytes of a repositories file
 
 
 def change(line: Line) -> Callable[[Staged], None]:
@@ -28,7 +30,7 @@ def change(line: Line) -> Callable[[Staged], None]:
 
     def run(root: Staged) -> None:
         before = _database(root.base_root)
-        status = root.run(command(root.root, line), binds(line, root.plan))
+        status = root.run(command(root.root, line), binds(line, root.plan, root.root))
         root.work.signals.check()
         _conclude(root, line, before, status)
 
@@ -75,9 +77,9 @@ def _require_file(root: int, name: str) -> None:
         os.close(fd)
 
 
-def binds(line: Line, plan: RootPlan) -> tuple[Bind, ...]:
-    """The caller's files that the line, or $APK_CONFIG, names, to be seen inside. Raises UsageError for one that
-    cannot be."""
+def binds(line: Line, plan: RootPlan, root: int) -> tuple[Bind, ...]:
+    """The caller's files that the line, $APK_CONFIG and the repositories in use name, to be seen inside the root that
+    `root` is a descriptor of. Raises UsageError for one that cannot be."""
     named = [
         local.path
         for local in line.locals_
@@ -85,11 +87,43 @@ def binds(line: Line, plan: RootPlan) -> tuple[Bind, ...]:
     ]
     settings = os.environ.get("APK_CONFIG", "")
     named += [settings] if os.path.exists(settings) else []
+    named += [path for path in _repositories(line, root) if os.path.isdir(path) and path not in operands.FRESH]
     if not named:
         return ()
     inside = frozenset(common.point for common in plan.commons)
     written = [local.path for local in line.locals_ if local.role is Role.CACHE_DIR]
     return operands.binds(named, _cwd(), mounts.mount_table(), inside, written)
+
+
+def _repositories(line: Line, root: int) -> list[str]:
+    """Directories that the repositories file counts for this line names: of a medium in /media, say."""
+    given = [local.path for local in line.locals_ if local.role is Role.REPOSITORIES_FILE]
+    texts = [_read(os.path.join(_cwd(), path), None) for path in given] or _configured(root)
+    return [path for text in texts for path in cmdline.repository_directories(os.fsdecode(text))]
+
+
+def _configured(root: int) -> list[bytes]:
+    main, *directories = _REPOSITORIES
+    texts = [_read(main, root)]
+    for directory in directories:
+        try:
+            fd = files.open_in_root(root, directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        texts += [_read(name, fd) for name in sorted(os.listdir(fd)) if name.endswith(".list")]
+        os.close(fd)
+    return texts
+
+
+def _read(path: str, root: int | None) -> bytes:
+    """A file of the root, or with None of the caller's; nothing where it cannot be read."""
+    try:
+        if root is not None:
+            return files.read_file(root, path, _LIMIT, resolve=files.IN_ROOT)
+        with open(path, "rb") as file:
+            return file.read(_LIMIT)
+    except OSError:
+        return b""
 
 
 def _cwd() -> str:
@@ -159,7 +193,7 @@ def exec_in_generation(
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
     call = command(root, line)
-    chroot.enter(replace(plan, binds=binds(line, plan), copied_database=copied_database))
+    chroot.enter(replace(plan, binds=binds(line, plan, root), copied_database=copied_database))
     namespace.change_directory(call.directory)
     namespace.drop_capabilities()
     replace_process(call)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPTION_PREFIX", "QUERY_WORDS", "VERBS", "AtomicOptions", "Kind", "Line", "LocalPath", "Role",
-    "is_our_verb", "parse", "reaches_live_root", "split_atomic",
+    "is_our_verb", "parse", "reaches_live_root", "repository_directories", "split_atomic",
 ]  # fmt: skip
 
 VERBS = (
@@ -194,6 +194,12 @@ def _repository(line: str, *, keywords: bool = False) -> list[LocalPath]:
     if "${" in path:
         path = path.partition("${")[0].rpartition("/")[0]
     return [LocalPath(Role.REPOSITORY, path)] if path else []
+
+
+def repository_directories(text: str) -> list[str]:
+    """The absolute directories among the repositories of a repositories file."""
+    found = [path for line in text.splitlines() for path in _repository(line, keywords=True)]
+    return [path.path for path in found]
 
 
 def _number(text: str | None) -> int | None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from apk_atomic import mounts
 from apk_atomic.errors import AtomicError, CheckFailed
 from apk_atomic.signals import Signals, read_signal, signalfd
+from apk_atomic.terminal import Terminal
 
 GRACE = 10.0  # seconds between the first signal passed on and SIGKILL for everything
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # <linux/prctl.h>
@@ -49,13 +50,13 @@ class _Pipes:
 
 
 class _Report:
-    """What init tells the wrapper: `F message` setup failed, `S pgid` command stopped, `X status` ended."""
+    """What init tells the wrapper: `F message` setup failed, `S` the command stopped, `X status` it ended."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.failure: str | None = None
         self.status: int | None = None
-        self.stopped_group = 0
+        self.stopped = False
         self._rest = b""
 
     def read(self) -> bool:
@@ -69,7 +70,7 @@ class _Report:
             elif kind == "X":
                 self.status = int(value)
             elif kind == "S":
-                self.stopped_group = int(value)
+                self.stopped = True
         return bool(data)
 
 
@@ -82,7 +83,7 @@ def run(command: Command, enter: Callable[[], None], signals: Signals, *, held: 
     An ending signal is passed on once, then everything is killed; the caller finds it in `signals.first`.
     """
     pipes = _Pipes(os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC))
-    terminal = Terminal.find()
+    terminal = Terminal()
     intermediate = os.fork()
     if intermediate == 0:
         _intermediate(command, enter, signals, pipes, held)
@@ -112,22 +113,32 @@ def _supervise(report: _Report, control: int, signals: Signals, terminal: Termin
     while True:
         ready = dict(poll.poll(timeout))
         if not ready:
-            os.write(control, bytes([_KILL]))
-        if signals.fd in ready and (arrived := signals.poll()) is not None:
-            if patient and arrived.from_terminal and arrived.number in (signal.SIGINT, signal.SIGQUIT):
-                signals.first = None
-            else:
-                again = timeout is not None
-                number = _KILL if again else arrived.number
-                if again or not arrived.from_terminal:
-                    _tell(control, number)
-                timeout = GRACE * 1000
+            _tell(control, _KILL)
+        if signals.fd in ready and _passes(signals, control, patient=patient, again=timeout is not None):
+            timeout = GRACE * 1000
         if report.fd in ready and not report.read():
             return
-        if report.stopped_group:
-            terminal.suspend(report.stopped_group)
-            report.stopped_group = 0
+        if report.stopped:
+            report.stopped = False
+            terminal.suspend()
             _tell(control, signal.SIGCONT)
+
+
+def _passes(signals: Signals, control: int, *, patient: bool, again: bool) -> bool:
+    """Takes in one signal and passes it on where the terminal did not send it to the command as well."""
+    first = signals.first
+    arrived = signals.poll()
+    if arrived is None:
+        return False
+    if patient and arrived.from_terminal and arrived.number in (signal.SIGINT, signal.SIGQUIT):
+        signals.first = first
+        return False
+    if again:
+        _tell(control, _KILL)
+    elif not arrived.from_terminal:
+        # a shell at its prompt ignores TERM, and ends when its terminal does
+        _tell(control, signal.SIGHUP if patient and arrived.number == signal.SIGTERM else arrived.number)
+    return True
 
 
 def _tell(control: int, number: int) -> None:
@@ -223,10 +234,9 @@ def _bury(child: int, report: int) -> int | None:
         if pid != child:
             continue
         if os.WIFSTOPPED(status):
-            group = os.getpgid(child)
             # in the wrapper's own group the terminal has stopped the wrapper too: nothing to tell
-            if group != os.getpgrp():
-                _say(report, f"S {group}")
+            if os.getpgid(child) != os.getpgrp() or os.WSTOPSIG(status) == signal.SIGSTOP:
+                _say(report, "S")
             continue
         code = os.waitstatus_to_exitcode(status)
         ended = code if code >= 0 else 128 - code
@@ -234,7 +244,7 @@ def _bury(child: int, report: int) -> int | None:
 
 def _exec(command: Command, signals: Signals, report: int) -> None:
     try:
-        _change_directory(command.directory)
+        change_directory(command.directory)
         for fd in command.keep_fds:
             os.set_inheritable(fd, True)
         if command.silent:
@@ -248,7 +258,7 @@ def _exec(command: Command, signals: Signals, report: int) -> None:
         os._exit(127)
 
 
-def _change_directory(path: str) -> None:
+def change_directory(path: str) -> None:
     """Where the caller was, if the root has such a place."""
     try:
         os.chdir(path)
@@ -287,65 +297,3 @@ def drop_capabilities() -> None:
     libc = ctypes.CDLL(None)
     for capability in _DROPPED:
         libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
-
-
-# ---- the terminal ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Terminal:
-    """The controlling terminal as it was before the command ran; fd -1: there is none, or not for us."""
-
-    fd: int
-    group: int
-    attributes: list[int | list[bytes | int]] | None
-
-    @staticmethod
-    def find() -> Terminal:
-        """Looks at descriptors 0, 1, 2; only a terminal whose foreground group is ours is ever touched."""
-        import termios
-
-        for fd in (0, 1, 2):
-            try:
-                if os.tcgetpgrp(fd) == os.getpgrp():
-                    return Terminal(fd, os.getpgrp(), termios.tcgetattr(fd))
-            except (OSError, termios.error):
-                continue
-        return Terminal(-1, 0, None)
-
-    def restore(self) -> None:
-        """Gives the terminal back to our group, with the attributes it had; a lost terminal is no error."""
-        if self.fd < 0 or self.attributes is None:
-            return
-        import termios
-
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
-        try:
-            if os.tcgetpgrp(self.fd) != self.group:
-                os.tcsetpgrp(self.fd, self.group)
-            if termios.tcgetattr(self.fd) != self.attributes:
-                termios.tcsetattr(self.fd, termios.TCSADRAIN, self.attributes)
-        except (OSError, termios.error):
-            return
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-    def suspend(self, group: int) -> None:
-        """The command stopped in a group of its own: stop our job for the caller's shell, then hand it back."""
-        if self.fd < 0:
-            return
-        try:
-            inside = os.tcgetpgrp(self.fd)
-        except OSError:
-            return
-        self.restore()
-        os.killpg(os.getpgrp(), signal.SIGTSTP)
-        # here again: the shell continued the job, in the foreground or not
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
-        try:
-            if os.tcgetpgrp(self.fd) == self.group:
-                os.tcsetpgrp(self.fd, inside)
-        except OSError:
-            return
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -13,7 +13,7 @@ from apk_atomic.chroot import Bind
 from apk_atomic.errors import UsageError
 from apk_atomic.mounts import Mount, covering
 
-_FRESH = ("/tmp", "/run")  # empty in the root of the change, so mount points can be made there
+FRESH = ("/tmp", "/run")  # empty in the root of the change, so mount points can be made there
 _SHARED = ("/dev", "/proc", "/sys")
 
 
@@ -27,7 +27,7 @@ def binds(
     """
     names, written = list(paths), set(writable)
     found = [bind for name in names for bind in _of_path(name, cwd, table, inside, name in written)]
-    if any(not os.path.isabs(name) for name in names) and cwd not in _FRESH:
+    if any(not os.path.isabs(name) for name in names) and cwd not in FRESH:
         found += _of_path(cwd, "/", table, inside, False)
     wanted: dict[str, Bind] = {}
     for bind in sorted(found, key=lambda each: each.target):  # a directory before what lies in it
@@ -45,7 +45,7 @@ def _of_path(
     real = os.path.realpath(path)
     last = os.path.basename(path)
     place = real if last in ("", ".", "..") else os.path.join(os.path.realpath(os.path.dirname(path)), last)
-    if place in _FRESH or real in _FRESH:
+    if place in FRESH or real in FRESH:
         raise UsageError(
             f"{real} as a whole cannot be shown in the new root, which has its own; nothing was changed",
             hint=f"put what apk is to read into a directory below {real}",
@@ -62,15 +62,15 @@ def _bind(place: str, real: str, table: tuple[Mount, ...], inside: frozenset[str
     """None: the new root has that place, as it has what is in the booted one, or shares it."""
     mount = covering(place, table)
     point = mount.point if mount is not None else "/"
+    if point in inside:
+        return None
     if _is_fresh(place):
         return Bind(real, place)
-    if point == "/" or point in inside or any(_below(place, shared) for shared in _SHARED):
-        return None
-    return Bind(point, point)
+    return None if point == "/" or any(_below(place, shared) for shared in _SHARED) else Bind(point, point)
 
 
 def _is_fresh(place: str) -> bool:
-    return any(_below(place, fresh) for fresh in _FRESH)
+    return any(_below(place, fresh) for fresh in FRESH)
 
 
 def _below(path: str, directory: str) -> bool:

@@ -13,13 +13,12 @@ NAMES = ("apk", "apk-atomic")
 
 # Whatever apk makes of these, the stand-in and each version something else: it must be the same through us.
 ANSWERED = (
-    "", "--version", "-V", "--help", "-h", "add --help", "info --help", "help", "foo", "foo bar", "ADD hello",
-    "info", "info -e nosuch", "info nosuch", "-q info", "info -q", "--root / info", "info --root /", "list -I",
-    "-v list -I", "list nosuch", "search nosuch", "policy nosuch", "query nosuch", "stats", "version", "dot",
-    "manifest nosuch", "audit --system", "info --bogus", "--bogus info", "--bogus", "--root", "-s add nosuch",
-    "add -s", "upgrade -s", "fetch nosuch", "verify /nosuch", "index /nosuch", "--root /nosuch info", "info --print-arch",
+    "", "--version", "--help", "add --help", "help", "foo bar", "ADD hello", "info", "info -e nosuch", "info nosuch",
+    "-q info", "--root / info", "list -I", "search nosuch", "policy nosuch", "query nosuch", "version", "stats",
+    "info --bogus", "--bogus info", "--root", "-s add nosuch", "upgrade -s", "fetch nosuch", "index /nosuch",
+    "--root /nosuch info",
 )  # fmt: skip
-OF_OURS = ("status", "rollback", "gc", "discard", "diff", "run true", "shell", "doctor", "init /dev/null")
+OF_OURS = ("status", "rollback", "discard", "run true", "init /dev/null")
 REFUSED = ("add nosuch", "del --bogus nosuch", "add --bogus hello", "upgrade --bogus", "add hello=9", "fix nosuch")
 
 
@@ -92,8 +91,9 @@ def test_reader_that_goes_away_ends_apk_as_without_us() -> None:
 # ---- verbatim --------------------------------------------------------------------------------------------
 
 LINES = (
-    ("info", "-e", "a b", "", "ü\n*"), ("-q", "info", "$x"), ("--root", "/", "info"), ("foo", "--", "-s"), ("fetch", "x"),
-    ("--version",), ("add", "a b", "", "-t", ".v", "--", "-x", "--atomic-y"), ("del", "x"), ("fix",), ("upgrade", "-U"),
+    ("info", "-e", "a b", "", "ü\n*"), ("-q", "info", "$x"), ("--root", "/", "info"), ("foo", "--", "-s"),
+    ("fetch", "x"), ("--version",), ("add", "a b", "", "-t", ".v", "--", "-x", "--atomic-y"), ("del", "x"), ("fix",),
+    ("upgrade", "-U"),
     ("update",), ("cache", "clean"), ("add", "-s", "x"), ("add", "--simulate=no", "x"),
 )  # fmt: skip
 SET = {"LD_LIBRARY_PATH": "/nowhere", "LD_BIND_NOW": "1", "TMPDIR": "/nowhere", "MORE": "more", "http_proxy": "x"}
