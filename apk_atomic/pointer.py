@@ -44,8 +44,8 @@ def link_next(volume: Volume, name: str) -> None:
 def check(volume: Volume, name: str, before: str, boot_paths: tuple[str, ...]) -> None:
     """Reads the new pointer as a boot loader will, and that nobody else has moved the old one meanwhile.
 
-    Every slot must lead to a root; `boot_paths` are relative to that in slot 0, resolved inside it. Raises CheckFailed;
-    nothing is changed.
+    Every slot must lead to a root; `boot_paths` are relative to that in slot 0, resolved inside it. `before` is "" on a
+    volume that is being made and has no pointer yet. Raises CheckFailed; nothing is changed.
     """
     if links_of(os.readlink(f"{NEXT}/current-{name}", dir_fd=volume.top)) != name:
         raise CheckFailed(f"{NEXT}/current-{name} was changed by somebody else; nothing was changed")
@@ -57,7 +57,7 @@ def check(volume: Volume, name: str, before: str, boot_paths: tuple[str, ...]) -
                 _require(root, path)
         finally:
             os.close(root)
-    if current_links(volume) != before:
+    if before and current_links(volume) != before:
         raise CheckFailed(
             "`current` was moved by somebody else while this transaction ran; it is discarded",
             hint="run the command again: it starts from what is current now",
@@ -112,8 +112,11 @@ def confirm(volume: Volume, name: str) -> None:
 
 def _take_back(volume: Volume, before: str, was_pending: str) -> None:
     try:
-        link_next(volume, before)
-        os.rename(f"{NEXT}/current-{before}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+        if before:
+            link_next(volume, before)
+            os.rename(f"{NEXT}/current-{before}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+        else:
+            os.unlink("current", dir_fd=volume.top)
         files.syncfs(volume.top)
         if volume.running:
             write_pending((was_pending,))

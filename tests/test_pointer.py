@@ -170,6 +170,21 @@ def test_a_disk_that_does_not_confirm(
     assert (place.names("links"), place.names("next")) == (["first"], [])
 
 
+def test_the_first_pointer_of_a_volume(place: Place, ready: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no `current` to compare with, and none to go back to."""
+    idle = replace(place.volume, booted=None)
+    (place.top / "current").unlink()
+    pointer.check(idle, ready, "", ("boot/vmlinuz-lts",))
+    monkeypatch.setenv(faults.VARIABLE, "renamed:fail")
+    with pytest.raises(NotDurable):
+        pointer.switch(idle, ready, "")
+    assert not os.path.lexists(place.top / "current")
+    monkeypatch.delenv(faults.VARIABLE)
+    pointer.link_next(idle, ready)
+    pointer.switch(idle, ready, "")
+    assert current_links(idle) == ready
+
+
 def test_a_mark_that_cannot_be_written_stops_it_in_time(place: Place, ready: str) -> None:
     with engine.own_run() as run:
         run.rmdir()
