@@ -60,8 +60,10 @@ def opened(located: Located, *, writable: bool) -> Iterator[Volume]:
         yield Volume(located.device, located.fsid, located.booted, top, read_only)
     finally:
         os.close(top)
-        # detached: the namespace is ours and ends with us, and what is still open here must not decide the exit status
-        mounts.unmount(TOP_LEVEL, mounts.DETACH)
+        # detached: the namespace is ours and ends with us, and what is still open here must not decide the exit status;
+        # nor must it hide why a process that already moved into another root could not go on there
+        with suppress(OSError):
+            mounts.unmount(TOP_LEVEL, mounts.DETACH)
 
 
 def _mount_top(device: str, *, writable: bool) -> bool:
