@@ -16,12 +16,16 @@ APK = ("/sbin/apk", "/usr/sbin/apk", "/usr/bin/apk", "/bin/apk")
 PENDING, INSIDE = "/run/apk-atomic/next", "/run/apk-atomic/inside"
 
 
-def restore_signals() -> None:
-    """The dispositions that Python changed at its start: an exec would pass them on, and Ctrl-C ends us silently."""
+def restore_signals(*, to_exec: bool) -> None:
+    """The dispositions that Python changed at its start: Ctrl-C ends us silently, and an exec would pass on the others.
+
+    A transaction needs those: a write to a closed pipe must be an error there, not the end of the process.
+    """
     import _signal  # type: ignore[import-not-found]
 
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+    if to_exec:
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
@@ -41,8 +45,9 @@ def become_apk(argv: list[str]) -> None:
 
 
 def main() -> int:
-    restore_signals()
-    if is_for_apk(sys.argv[1:]):
+    for_apk = is_for_apk(sys.argv[1:])
+    restore_signals(to_exec=for_apk)
+    if for_apk:
         become_apk(sys.argv[1:])
     from apk_atomic.cli import main as cli
 

@@ -88,6 +88,17 @@ def test_script_that_hangs_and_ignores(trial: Trial) -> None:
     trial.works()
 
 
+def test_nobody_reads_what_is_said(trial: Trial) -> None:
+    """A broken pipe for stdout and stderr neither ends a transaction halfway nor makes it fail."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = trial.start("apk-atomic", "run", "--", "touch", "/etc/made", stdout=writer, stderr=writer)
+    os.close(writer)
+    assert process.wait() == 0
+    assert (trial.volume.tree() / "etc/made").exists()
+    trial.works()
+
+
 # ---- scripts that leave something behind -----------------------------------------------------------------
 
 DAEMON = r"""
@@ -164,8 +175,8 @@ def test_root_remounted(trial: Trial, words: str) -> None:
 
 SUBVOLUMES = {
     "in the root": 'make("/srv", "sub")',
-    "deep": 'os.makedirs("/srv/a/b"); make("/srv/a/b", "one"); make("/srv/a/b/one", "two"); os.mkdir("/srv/a/b/one/x")\n'
-    'make("/srv/a/b/one/x", "three")',
+    "deep": 'os.makedirs("/srv/a/b"); make("/srv/a/b", "one"); make("/srv/a/b/one", "two")\n'
+    'os.mkdir("/srv/a/b/one/x"); make("/srv/a/b/one/x", "three")',
     "read-only": 'make("/srv", "sub"); make("/srv/sub", "inner")\n'
     'fcntl.ioctl(os.open("/srv/sub", os.O_RDONLY), 0x4008941A, struct.pack("=Q", 2))',
 }
