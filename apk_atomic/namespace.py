@@ -135,8 +135,8 @@ def _passes(signals: Signals, control: int, *, patient: bool, again: bool) -> bo
         return False
     if again:
         _tell(control, _KILL)
-    elif not arrived.from_terminal:
-        # a shell at its prompt ignores TERM, and ends when its terminal does
+    elif not arrived.from_terminal or arrived.number == signal.SIGHUP:
+        # a lost terminal is told only to the session's leader, which we may be; a shell at its prompt ignores TERM
         _tell(control, signal.SIGHUP if patient and arrived.number == signal.SIGTERM else arrived.number)
     return True
 
