@@ -71,3 +71,8 @@ def ours(result: Result) -> list[str]:
 def make_pending(guest: Guest, argv: tuple[str, ...] = ("touch", "/etc/pending")) -> None:
     """A pending generation that some command made."""
     guest.run(["apk-atomic", "run", "--", *argv], check=True)
+
+
+def is_pending(guest: Guest) -> bool:
+    """Whether the running system knows of a generation that waits for the reboot."""
+    return (Path(guest.root) / "run/apk-atomic/next").exists()
