@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from apk_atomic.errors import AtomicError, Locked
 from apk_atomic.signals import Signals
 
 RUN = "/run/apk-atomic"
+_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # never leads elsewhere, never waits for anybody
 _POLL = 0.05  # seconds between two attempts
 
 
@@ -92,16 +94,14 @@ class Lock:
         raise AtomicError(f"{self._path} was replaced while it was being locked; nothing was changed")
 
     def _write_holder(self) -> None:
-        try:
-            fd = os.open(f"{self._path}.holder", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        except OSError:
-            return  # only a help for people
-        with os.fdopen(fd, "w", errors="surrogateescape") as file:
-            file.write(f"pid {os.getpid()}, {self._command}\n")
+        with suppress(OSError):  # it is only a help for people
+            fd = os.open(f"{self._path}.holder", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN, 0o644)
+            with open(fd, "w", errors="surrogateescape") as file:
+                file.write(f"pid {os.getpid()}, {self._command}\n")
 
     def _holder(self) -> str:
-        try:
-            with open(f"{self._path}.holder", errors="surrogateescape") as file:
+        with suppress(OSError):
+            fd = os.open(f"{self._path}.holder", os.O_RDONLY | _PLAIN)
+            with open(fd, errors="surrogateescape") as file:
                 return file.readline(500).strip() or "unknown"
-        except OSError:
-            return "unknown"
+        return "unknown"
