@@ -31,7 +31,11 @@ def begin(volume: Volume) -> str:
         if not any(_exists(volume.top, f"{parent}/{name}") for parent in (STAGING, SNAPSHOTS, LINKS)):
             break
     os.mkdir(f"{STAGING}/{name}", 0o700, dir_fd=volume.top)
-    point("journal")
+    try:
+        point("journal")
+    except OSError:
+        os.rmdir(f"{STAGING}/{name}", dir_fd=volume.top)  # nobody else knows the name yet
+        raise
     return name
 
 

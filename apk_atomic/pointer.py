@@ -7,6 +7,7 @@ kernel sees the new link and the boot loader the old one (design, section 4).
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from apk_atomic import files
 from apk_atomic.errors import CheckFailed, NotDurable
@@ -90,8 +91,12 @@ def switch(volume: Volume, name: str, before: str) -> None:
     was_pending = before if before in pending_ids() else ""
     if volume.running:
         write_pending((name, was_pending))
-    point("pending")
-    os.rename(f"{NEXT}/current-{name}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+    try:
+        point("pending")
+        os.rename(f"{NEXT}/current-{name}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+    except OSError:
+        _unmark(volume, was_pending)
+        raise
     try:
         point("renamed")
         files.syncfs(volume.top)
@@ -118,10 +123,16 @@ def _take_back(volume: Volume, before: str, was_pending: str) -> None:
         else:
             os.unlink("current", dir_fd=volume.top)
         files.syncfs(volume.top)
-        if volume.running:
-            write_pending((was_pending,))
     except OSError:
         return  # the disk is gone; NotDurable says that nobody knows
+    _unmark(volume, was_pending)
+
+
+def _unmark(volume: Volume, was_pending: str) -> None:
+    """Nothing was switched: what was pending before is so again. The next recovery forgets a wrong mark."""
+    if volume.running:
+        with suppress(OSError):
+            write_pending((was_pending,))
 
 
 def write_pending(ids: tuple[str, ...]) -> None:

@@ -88,10 +88,13 @@ def perform(work: Work, request: Request) -> Done:
     On return the new generation is durable and next, or (Done.id == '') nothing changed at all. Whatever is raised,
     the volume is as it was, except for NotDurable.
     """
-    state = volume.read_state(work.volume)
-    base = preflight(work, state, request.base)
-    before = volume.current_links(work.volume)
-    name = journal.begin(work.volume)
+    try:
+        state = volume.read_state(work.volume)
+        base = preflight(work, state, request.base)
+        before = volume.current_links(work.volume)
+        name = journal.begin(work.volume)
+    except OSError as error:
+        raise refusal(error) from error
     clock = Clock()
     try:
         with _staged(work, name, base, clock) as root:

@@ -51,7 +51,7 @@ class Trial:
         self.guest = guest or volume.boot()
         self.tag = f"adversity-{os.getpid()}-{next(_numbers)}"
         self._deep = deep
-        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        self.accept_mounts()
         self.view = self.look()
 
     def _concerning(self) -> tuple[str, ...]:
@@ -82,8 +82,12 @@ class Trial:
     def reboot(self, slot: int = 0) -> None:
         """Boot what is in the slot now; then this is what the next command starts from."""
         self.guest.reboot(slot)
-        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        self.accept_mounts()
         self.accept()
+
+    def accept_mounts(self) -> None:
+        """What is mounted and attached now is no leftover."""
+        self._leftovers = oracle.leftovers(concerning=self._concerning())
 
     # ---- commands ----------------------------------------------------------------------------------------
 
@@ -182,7 +186,7 @@ class Trial:
     def etc(self) -> Any:
         """/etc/apk-atomic of the booted system, writable for once; its path."""
         self.guest.run(["mount", "-t", "tmpfs", "tmpfs", "/etc/apk-atomic"], check=True)
-        self._leftovers = oracle.leftovers(concerning=self._concerning())
+        self.accept_mounts()
         try:
             yield Path(self.guest.root, "etc/apk-atomic")
         finally:
