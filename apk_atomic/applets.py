@@ -6,8 +6,8 @@ not know how words are matched against the tables (`grammar`) or what follows fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Kind(Enum):
@@ -37,8 +37,7 @@ class Mode(Enum):
     AUTO = "*"  # v3: the same, and auto
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option; `name` is empty where apk has only the letter (list -a -I -O in v3)."""
 
     name: str
@@ -46,8 +45,7 @@ class Option:
     mode: Mode
 
 
-@dataclass(frozen=True, slots=True)
-class Applet:
+class Applet(NamedTuple):
     """`v2` and `v3` are the option specs beside the global ones; None: that version has no such applet.
 
     A spec is a list of words: `name`, then `=` (takes a value), `?` (BOOL) or `*` (AUTO), then `/` and letters.

@@ -5,8 +5,7 @@ Pure: no I/O, nothing durable. It must not know what an apk line means (`cmdline
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.applets import Version, options
 from apk_atomic.errors import UsageError
@@ -20,8 +19,7 @@ _VALUE_OPTIONS = ("base", "message", "accept", "wait", "volume")
 _FLAG_OPTIONS = ("keep-failed", "unchanged-77")
 
 
-@dataclass(frozen=True, slots=True)
-class AtomicOptions:
+class AtomicOptions(NamedTuple):
     """The options of ours on an apk line; `wait` in seconds."""
 
     base: str | None = None

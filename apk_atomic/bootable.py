@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import btrfs, chroot, decompress, files, kernel, proof, rebuild, staged, volume
 from apk_atomic.changed import Changed
@@ -30,8 +29,7 @@ _MENU_LIMIT = 1 << 20  # bytes
 _SHOWN = 5  # findings that a refusal spells out
 
 
-@dataclass(frozen=True, slots=True)
-class Bootable:
+class Bootable(NamedTuple):
     """What the record keeps of it; `boot_paths` are what the boot menu will look for in the root."""
 
     boot_paths: tuple[str, ...]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import btrfs_ioctl as raw
 from apk_atomic import btrfs_space, files
@@ -34,8 +34,7 @@ _WANT_GENERATION = 1 << 1  # BTRFS_FS_INFO_FLAG_GENERATION
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
-@dataclass(frozen=True, slots=True)
-class FsInfo:
+class FsInfo(NamedTuple):
     """`fsid` as blkid prints it; `generation`: the newest transaction, maybe still open (0 before 5.10)."""
 
     fsid: str
@@ -46,8 +45,7 @@ class FsInfo:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """One device of a volume; `path` is "" when it is missing. Sizes in bytes."""
 
     devid: int
@@ -56,8 +54,7 @@ class Device:
     allocated: int
 
 
-@dataclass(frozen=True, slots=True)
-class SubvolumeInfo:
+class SubvolumeInfo(NamedTuple):
     """`parent_id` is the containing subvolume (0 for the top level), `parent_uuid` the one this is a snapshot
     of ("": none).
 

@@ -3,7 +3,7 @@ in bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import btrfs_ioctl as raw
 
@@ -13,8 +13,7 @@ _GLOBAL_RESERVE = 1 << 49  # kept by btrfs for its own needs; counted inside met
 _COPIES = {4: 2, 5: 2, 6: 2, 7: 2, 8: 3, 9: 3, 10: 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """One kind of block group: what is allocated to it and used of that, in bytes of content, not of disk."""
 
     flags: int
@@ -27,8 +26,7 @@ class Group:
         return next((copies for bit, copies in _COPIES.items() if self.flags & 1 << bit), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """`unallocated` is raw disk, usable for either kind: `data_free` and `metadata_free` each count it whole,
     as an estimate of how much of that kind could still be written if the other grew no more."""
 

@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic.btrfs_ioctl import (
     DIR_ITEM,
@@ -37,8 +37,7 @@ _DIR_ITEM = struct.Struct("<QBQQHHB")
 _LAST_OBJECTID = MAX_U64 - 255  # BTRFS_LAST_FREE_OBJECTID: above are the tree's own objects, such as orphans
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedInode:
+class ChangedInode(NamedTuple):
     """One inode as it is now. `created` is the transaction that made it: newer than asked for means a new
     inode."""
 
@@ -56,8 +55,7 @@ class ChangedInode:
         return stat.S_ISDIR(self.mode)
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(NamedTuple):
     """A subvolume inside another: its name in directory inode `dirid` of that one."""
 
     id: int

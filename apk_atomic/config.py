@@ -7,8 +7,7 @@ settings do. Nothing here is durable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apk_atomic.errors import UsageError
 
@@ -25,16 +24,14 @@ _GENERATORS = ("auto", "mkinitfs", "dracut", "booster")
 _PACKAGE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-._")
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """Room that a transaction wants before it starts, in bytes."""
 
     min_free_data: int = 64 * MIB
     min_free_metadata: int = 16 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Generations:
+class Generations(NamedTuple):
     """`slots` in the boot menu; besides, the newest `keep` generations and those younger than `keep_days` stay."""
 
     slots: int = 4
@@ -42,45 +39,40 @@ class Generations:
     keep_days: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Chroot:
+class Chroot(NamedTuple):
     """`commons`: (mountpoint, "rw" | "ro" | "skip"); `accept`: packages that may stay broken."""
 
     commons: tuple[tuple[str, str], ...] = ()
     accept: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Initramfs:
+class Initramfs(NamedTuple):
     """A generator by name ("auto" takes the one that is installed), or the argv of a command."""
 
     generator: str | tuple[str, ...] = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """What the boot proof lets pass: a kernel, initramfs or microcode image of base that is gone."""
 
     allow_removed_kernel: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Queries:
+class Queries(NamedTuple):
     """Which generation answers apk's queries while something is pending."""
 
     answer_from: Literal["next", "booted"] = "next"
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """Every setting; `Config()` is what counts without a file."""
 
-    volume: Volume = field(default_factory=Volume)
-    generations: Generations = field(default_factory=Generations)
-    chroot: Chroot = field(default_factory=Chroot)
-    initramfs: Initramfs = field(default_factory=Initramfs)
-    proof: Proof = field(default_factory=Proof)
-    queries: Queries = field(default_factory=Queries)
+    volume: Volume = Volume()
+    generations: Generations = Generations()
+    chroot: Chroot = Chroot()
+    initramfs: Initramfs = Initramfs()
+    proof: Proof = Proof()
+    queries: Queries = Queries()
 
 
 class _Wrong(ValueError):

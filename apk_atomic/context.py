@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import files, locate, mounts, session, volume
 from apk_atomic.config import Config, load
@@ -21,8 +21,7 @@ CONFIG = "etc/apk-atomic/apk-atomic.toml"
 _CONFIG_LIMIT = 1 << 20  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """`argv` is the whole line as typed, for messages and records; `spec` the operand of --atomic-volume."""
 
     argv: tuple[str, ...]

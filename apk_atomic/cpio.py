@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.lookup import parts
 from apk_atomic.unpack import Damaged
@@ -24,8 +23,7 @@ _FIELDS = struct.Struct(">13I")
 _TRAILER = "TRAILER!!!"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A member's header. `name` has no leading "/" or "./"; "" is the top directory itself.
 
     `inode` tells hard links of one archive; `checksum` is the 32-bit sum of the content's bytes, None where

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.unpack import Damaged
 
@@ -22,8 +21,7 @@ _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 1, 5, 15, 29
 _MAX_SEGMENTS, _MAX_DYNAMIC, _MAX_TEXT = 128, 1 << 14, 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """`interpreter` is empty for a static program or a library; `libraries` are DT_NEEDED names in order;
     `search` the directories of DT_RPATH and DT_RUNPATH, $ORIGIN not replaced."""
 
@@ -33,8 +31,7 @@ class Elf:
     search: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(NamedTuple):
     kind: int
     offset: int
     address: int

@@ -9,9 +9,8 @@ that word by sed.
 from __future__ import annotations
 
 import os.path
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import Refused
 
@@ -46,8 +45,7 @@ def digest(text: str) -> str:
 # Entries
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line, with its octal escapes (`\\040`) decoded."""
 
     device: str
@@ -127,8 +125,7 @@ class Source(Enum):
     BASE = "base"
 
 
-@dataclass(frozen=True, slots=True)
-class BaseFstab:
+class BaseFstab(NamedTuple):
     """What base brings along.
 
     `text`: its etc/fstab, None where there is none; `path`: `/snapshots/ID`; the hashes are its record's
@@ -141,8 +138,7 @@ class BaseFstab:
     rendered_hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """The text to stage, and the two hashes for the new record, '' where the volume has no template."""
 
     text: str
@@ -216,8 +212,7 @@ def _conflict(rendered: str, carried: str, base_path: str) -> Refused:
 # What a change needs mounted
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A subvolume to mount in the root of the change.
 
     `subvol` is its path from the top level. `part` is not '' where it belongs to the generation itself

@@ -6,9 +6,8 @@ temporary directory", and exit 0 proves nothing. This module runs nothing and wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import lookup
 
@@ -27,8 +26,7 @@ class GeneratorKind(StrEnum):
     CONFIGURED = "configured"
 
 
-@dataclass(frozen=True, slots=True)
-class Generator:
+class Generator(NamedTuple):
     """`argv` is the program, as an absolute path in the root, or the configured command. `inputs` are the
     files, and directories with all in them, that decide what it makes."""
 

@@ -7,9 +7,8 @@ on one letter of a cluster. Pure; it must not know what a line means for the sys
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.applets import Mode, Option, Version, has_applet, options
 
@@ -34,8 +33,7 @@ class Problem(Enum):
     MISUSED = "misused"  # ambiguous, without its value, with one too many, or with a wrong one
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One option as written; `value` is yes, no or auto for a switch and None for a flag."""
 
     name: str
@@ -43,16 +41,14 @@ class Item:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What one word that begins with a dash holds; `spills`: its value is the next word."""
 
     items: tuple[Item, ...]
     spills: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """A line as one version reads it; `applet` is '' when there is none. Of `given` the last of a name counts."""
 
     applet: str

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import cpio, lookup
 from apk_atomic.unpack import CHUNK, Damaged, Unpacked, sniff
@@ -34,8 +33,7 @@ _KEPT = {
 _MAX_KEPT = 1 << 23
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """`mode` as in stat; `size` in bytes; `content`: a file's BLAKE2b-128 in hex, or a link's target."""
 
     mode: int
@@ -51,8 +49,7 @@ class Member:
         return stat.S_ISLNK(self.mode)
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """What a whole image holds.
 
     Names have no leading "/" or "./". `starts`: the beginnings of the few members that a judge reads.

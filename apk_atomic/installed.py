@@ -6,7 +6,7 @@ compared as bytes first and only the part between their common ends is parsed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic.model import PackageChanges
 
@@ -17,8 +17,7 @@ _CHUNK = 1 << 16
 _BAD_FLAGS = frozenset(b"fsx")  # broken files, script, xattr; `S` only names the kind of hash
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(NamedTuple):
     """A record of the database: `identity` is its `C:` value, `broken` the flags that say something failed."""
 
     name: str

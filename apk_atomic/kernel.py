@@ -7,8 +7,7 @@ hold, and writes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import lookup
 
@@ -25,8 +24,7 @@ _MAX_TABLE = 1 << 22  # modules.dep of a kernel with all modules has about 0.8 M
 _MAX_RELEASE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One flavor. `release` is what kernel.release says, "" where only `image` is there."""
 
     flavor: str
@@ -37,8 +35,7 @@ class Kernel:
         return f"{BOOT}/{KERNEL_PREFIX}{self.flavor}"
 
 
-@dataclass(frozen=True, slots=True)
-class Modules:
+class Modules(NamedTuple):
     """The tables of lib/modules/RELEASE by module name: what is built in, and what each depends on."""
 
     release: str

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.unpack import CHUNK, Codec, Damaged, Unpacked, sniff
 
@@ -41,8 +40,7 @@ class ImageKind(StrEnum):
     EFI = "EFI program"
 
 
-@dataclass(frozen=True, slots=True)
-class KernelImage:
+class KernelImage(NamedTuple):
     """`release` is what `uname -r` will say; `efi`: firmware and rEFInd can start it, not only GRUB."""
 
     kind: ImageKind

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import btrfs, mounts
 from apk_atomic.errors import NotSuchRoot, UsageError
@@ -21,8 +21,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(NamedTuple):
     """A volume that is not opened yet; `booted` is the ID that runs from it now, None where nothing does."""
 
     device: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # <sys/mount.h>
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -26,8 +26,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s39
 _PIVOT_ROOT_32 = {"armv7l": 218, "armv8l": 218, "armv6l": 218, "i686": 217, "i586": 217, "x86_64": 217}
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A line of /proc/PID/mountinfo, proc_pid_mountinfo(5); `root` is field 4, `source` field 10."""
 
     device: str

@@ -7,7 +7,7 @@ root by `lookup` only, and writes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import generator, initramfs, kernel, kernel_image, lookup
 from apk_atomic.proof_images import ROOT_MODULE, judge_image, releases_in
@@ -30,8 +30,7 @@ class Kernels:
     none: bool = False  # no kernel here, nor named by base or the menu
 
 
-@dataclass(frozen=True, slots=True)
-class _Root:
+class _Root(NamedTuple):
     """The root being judged. `menu`: names that must be there; `strict_menu`: the menu itself said so."""
 
     fd: int

@@ -6,7 +6,7 @@ Codes of findings are part of what `prove --json` promises: more may come, none 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,7 @@ class ProofInput:
     hibernated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """`code` is for programs, `message` a sentence for people, without a full stop."""
 
     code: str
@@ -74,8 +73,7 @@ class Findings:
         self.inputs |= other.inputs
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """The verdict: the root boots when `failures` is empty.
 
     `kernels`: release by flavor; `images`: what each initramfs holds, by path; `inputs`: for

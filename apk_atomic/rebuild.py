@@ -9,8 +9,7 @@ writes nothing.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import generator as generators
 from apk_atomic import initramfs, kernel, lookup
@@ -32,8 +31,7 @@ _TABLES = ("modules.builtin", "modules.order", "modules.softdep")
 _NAMED = 3  # files that a reason names; the rest is counted
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuild:
+class Rebuild(NamedTuple):
     """One image to make: `output` is relative to the root, `reasons` are for people."""
 
     flavor: str
@@ -42,8 +40,7 @@ class Rebuild:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """`rebuild`: what to make. `kept`: flavors whose image a trigger made well. `images`: what these hold, by
     path. `elsewhere`: disable_trigger says that images are not ours to make."""
 
@@ -54,8 +51,7 @@ class Plan:
     elsewhere: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     """What all flavors are asked about; `changed` maps merged names to the paths that have them."""
 
     base: int

@@ -8,7 +8,7 @@ A generation that is not sealed stands in no slot, unless it is the booted one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import Refused, UsageError
 
@@ -23,8 +23,7 @@ MIN_SLOTS = 3
 DAY = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(NamedTuple):
     """Where a transaction starts.
 
     `on_pending`: it is the pending generation, which the new one replaces. `leaves_out`: the pending
@@ -44,8 +43,7 @@ class Keep:
     days: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
+class Victim(NamedTuple):
     """A generation to collect, and why; `unsealed`: somebody's unfinished work, to be named."""
 
     id: str

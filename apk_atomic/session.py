@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import files, journal, mounts, volume
 from apk_atomic.config import Config
@@ -34,8 +34,7 @@ _REBOOT_MARK = "apk-atomic:"
 _DAY = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What a changing verb has at hand; `lock` is a descriptor that keeps the lock in whoever inherits it."""
 
     volume: Volume

@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic.errors import Interrupted
 
@@ -21,8 +21,7 @@ _SIGINFO_BYTES = 128  # struct signalfd_siginfo, signalfd(2)
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC | SFD_NONBLOCK have these values on every architecture
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(NamedTuple):
     """One signal that arrived; `from_terminal`: the kernel sent it to the whole foreground group."""
 
     number: int

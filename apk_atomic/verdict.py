@@ -6,11 +6,10 @@ may exit 0. So neither the status nor the flags alone tell whether this change s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """`before` and `after`: names of packages flagged broken; `committed`: apk rewrote its database.
 
     `accepted`: names that the user allows to be broken.
@@ -23,8 +22,7 @@ class Evidence:
     accepted: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`status` 0: go on; else the exit status to discard with. `broken`: packages that stay so or became so."""
 
     status: int
