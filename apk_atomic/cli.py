@@ -172,6 +172,12 @@ def _gc(context: Context, words: list[str], options: AtomicOptions) -> int:
     return gc.run(context, dry_run="dry-run" in flags, as_json="json" in flags, wait=options.wait or 0)
 
 
+def _boot_config(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import boot_config
+
+    return boot_config.run(context, words, options)
+
+
 _READING = ("status", "diff", "prove")
 _Handler = Callable[[Context, list[str], AtomicOptions], int]
 _VERBS: dict[str, _Handler] = {
@@ -183,6 +189,7 @@ _VERBS: dict[str, _Handler] = {
     "gc": _gc,
     "shell": _shell,
     "run": _run,
+    "boot-config": _boot_config,
 }
 
 

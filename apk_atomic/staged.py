@@ -110,15 +110,16 @@ def is_volume(volume: Volume, spec: str) -> bool:
     if key == "UUID":
         return value.lower() == volume.fsid
     if key == "LABEL":
-        return value == _label(volume.top)
+        return value == label_of(volume)
     link = f"/dev/disk/{_DISK_LINKS.get(key, key)}/{value}"
     # busybox mdev makes no such links: then a btrfs line that names one can hardly mean another volume
     return not os.path.exists(link) or os.path.realpath(link) == os.path.realpath(volume.device)
 
 
-def _label(top: int) -> str:
+def label_of(volume: Volume) -> str:
+    """The label of the volume's file system, "" for none."""
     buffer = bytearray(256)
-    fcntl.ioctl(top, _GET_FSLABEL, buffer)
+    fcntl.ioctl(volume.top, _GET_FSLABEL, buffer)
     return os.fsdecode(bytes(buffer).split(b"\0")[0])
 
 

@@ -1,0 +1,232 @@
+"""The EFI system partition: reading and replacing files on its FAT, mounted, or by mtools where the kernel has no vfat.
+
+Every file is written under a new name, flushed, and renamed over the old one, so that a power cut leaves either.
+It must not know what the files are. Durable when `write` returns: that file. Paths have no leading slash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from apk_atomic import files, fstab, mounts, process
+from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, UsageError
+from apk_atomic.lock import RUN, make_run_directory
+from apk_atomic.signals import Signals
+
+PLACE = f"{RUN}/esp"
+_LIMIT = 1 << 25  # bytes of a file that we read back
+_VFAT = 0x4D44  # MSDOS_SUPER_MAGIC
+_FLAGS = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_NEW = ".new"  # what mtools writes before it renames
+_USUAL = ("/boot/efi", "/efi", "/boot")
+
+
+class Esp(Protocol):
+    """`device` is the block device, "" where a directory was given that is on none; `is_fat` says that it is one."""
+
+    device: str
+    is_fat: bool
+
+    def read(self, path: str) -> bytes | None:
+        """The file's content; None where there is none."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replaces the file, and makes the directories above it; durable when this returns."""
+
+
+@contextmanager
+def opened(place: str, signals: Signals) -> Iterator[Esp]:
+    """The ESP that `place` names: a block device, or a directory where it is mounted.
+
+    A device is mounted in the mount namespace of this process, which has to be private already. Raises UsageError for
+    what is neither, CheckFailed for a device that cannot be mounted.
+    """
+    try:
+        found = os.stat(place)
+    except OSError as error:
+        raise UsageError(f"the ESP {place}: {error.strerror}") from error
+    if stat.S_ISDIR(found.st_mode):
+        yield from _in_directory(place, mounted_at(place))
+    elif not stat.S_ISBLK(found.st_mode):
+        raise UsageError(f"the ESP {place} is neither a block device nor a directory")
+    elif _mount(place):
+        try:
+            yield from _in_directory(PLACE, os.path.realpath(place))
+        finally:
+            mounts.unmount(PLACE)
+    else:
+        yield _ByTools(os.path.realpath(place), signals)
+
+
+def usual_place(text: str, signals: Signals, *, running: bool) -> str:
+    """Where the ESP is that goes with a root whose etc/fstab is `text`: a directory, or a device; "" for unknown.
+
+    `running`: that root runs here, so what is mounted at the usual places counts first.
+    """
+    table = mounts.mount_table() if running else ()
+    for point in _USUAL:
+        if any(mount.point == point and mount.fstype == "vfat" for mount in table):
+            return point
+    for entry in fstab.parse(text):
+        if entry.fstype == "vfat" and entry.mountpoint in _USUAL:
+            return _device(entry.device, signals)
+    return ""
+
+
+def _device(spec: str, signals: Signals) -> str:
+    """The device of an fstab line's first field; "" where it is not here. findfs is util-linux's or busybox's."""
+    if spec.startswith("/"):
+        return spec if os.path.exists(spec) else ""
+    with suppress(AtomicError):
+        done = process.run(["findfs", spec], signals)
+        return done.output.strip() if not done.status else ""
+    return ""
+
+
+def mounted_at(directory: str) -> str:
+    """The block device that `directory` is on; "" for none that we could open."""
+    cover = mounts.covering(os.path.realpath(directory), mounts.mount_table())
+    source = cover.source if cover else ""
+    with suppress(OSError):
+        if stat.S_ISBLK(os.stat(source).st_mode):
+            return os.path.realpath(source)
+    return ""
+
+
+def _in_directory(path: str, device: str) -> Iterator[Esp]:
+    directory = os.open(path, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _Mounted(directory, device)
+        files.syncfs(directory)
+    finally:
+        os.close(directory)
+
+
+def _mount(device: str) -> bool:
+    """False where the kernel does not know vfat; the system call makes it load the module if there is one."""
+    make_run_directory()
+    os.makedirs(PLACE, mode=0o700, exist_ok=True)
+    try:
+        mounts.mount(device, PLACE, "vfat", _FLAGS)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise CheckFailed(f"{device} cannot be mounted as an ESP: {error.strerror}") from error
+    return True
+
+
+class _Mounted:
+    """A directory of the ESP's file system, or of any other that somebody calls one."""
+
+    def __init__(self, directory: int, device: str) -> None:
+        self._directory = directory
+        self.device = device
+        self.is_fat = files.fs_magic(directory) == _VFAT
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return files.read_file(self._directory, path, _LIMIT)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, data: bytes) -> None:
+        self._make_parents(path)
+        self._drop_remains(os.path.dirname(path))
+        try:
+            files.write_durable(self._directory, path, data, 0o755)
+        except OSError as error:
+            raise _refused(path, error.strerror or "", full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+    def _make_parents(self, path: str) -> None:
+        """A new directory's name is flushed by whoever flushes the directory that it is in."""
+        parts = path.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            with suppress(FileExistsError):
+                os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=self._directory)
+                files.fsync_dir(self._directory, "/".join(parts[: depth - 1]) or ".")
+
+    def _drop_remains(self, directory: str) -> None:
+        """What a power cut left of an earlier `write`."""
+        for name in files.list_names(self._directory, directory or "."):
+            if name.startswith(files.TEMP_PREFIX):
+                os.unlink(f"{directory}/{name}", dir_fd=self._directory)
+
+
+class _ByTools:
+    """A FAT that nothing mounts. mtools renames over a file within one sector of the directory.
+
+    Each call is a process, so what was read, written or made is remembered.
+    """
+
+    is_fat = True
+
+    def __init__(self, device: str, signals: Signals) -> None:
+        self.device = device
+        self._signals = signals
+        self._known: dict[str, bytes | None] = {}
+        self._made: set[str] = set()
+        if self._run("mdir", "-b", "-i", device, "::/"):
+            raise CheckFailed(f"{device} holds no FAT file system, so it is no ESP")
+
+    def read(self, path: str) -> bytes | None:
+        if path not in self._known:
+            self._known[path] = self._fetch(path)
+        return self._known[path]
+
+    def _fetch(self, path: str) -> bytes | None:
+        with tempfile.TemporaryDirectory(dir=RUN) as place:
+            if self._run("mcopy", "-n", "-i", self.device, f"::/{path}", f"{place}/file"):
+                return None
+            with open(f"{place}/file", "rb") as file:
+                return file.read(_LIMIT)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._make_parents(path)
+        with tempfile.NamedTemporaryFile(dir=RUN) as file:
+            file.write(data)
+            file.flush()
+            self._must(path, "mcopy", "-D", "o", "-i", self.device, file.name, f"::/{path}{_NEW}")
+        self._flush()
+        self._must(path, "mren", "-D", "o", "-i", self.device, f"::/{path}{_NEW}", f"::/{path}")
+        self._flush()
+        self._known[path] = data
+
+    def _make_parents(self, path: str) -> None:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            directory = "/".join(parts[:depth])
+            if directory not in self._made:
+                self._run("mmd", "-D", "s", "-i", self.device, f"::/{directory}")  # fails where it is there
+                self._made.add(directory)
+
+    def _must(self, path: str, *argv: str) -> None:
+        if self._run(*argv):
+            raise _refused(path, self._said, full="full" in self._said.lower())
+
+    def _run(self, *argv: str) -> int:
+        try:
+            done = process.run(argv, self._signals, {"MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": os.devnull})
+        except AtomicError as error:
+            text = f"this kernel cannot mount a FAT file system, and without it: {error.message}"
+            raise CheckFailed(text, hint="modprobe vfat, or apk add mtools") from error
+        self._said = done.output.strip()
+        return done.status
+
+    def _flush(self) -> None:
+        device = os.open(self.device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(device)
+        finally:
+            os.close(device)
+
+
+def _refused(path: str, why: str, *, full: bool) -> AtomicError:
+    kind = NoSpace if full else CheckFailed
+    return kind(f"{path} cannot be written to the ESP: {why}; what was there before still boots")

@@ -1,0 +1,154 @@
+"""`apk-atomic boot-config` on a real volume, with the ESP as a directory of the guest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from apk_atomic import bootmenu, loaders
+from tests.install.disks import NAME, make_refind
+from tests.support import bootfiles
+from tests.support.bootpackages import kernel_package
+from tests.support.bootworld import KERNEL, install_system
+from tests.support.world import Guest, Volume, make_volume
+
+REFIND, ESP = "/var/cache/refind", "/var/cache/esp"  # commons: what lies there, the test sees as well
+INSTALL = ("boot-config", "--install", "--esp", ESP, "--refind", REFIND, "--no-nvram")
+FALLBACK = loaders.fallback_program()
+
+
+@contextmanager
+def bootable() -> Iterator[Volume]:
+    with make_volume() as made:
+        install_system(made)
+        commons = made.top / "commons/@var@cache"
+        make_refind(commons / "refind")
+        (commons / "esp").mkdir()
+        yield made
+
+
+@pytest.fixture
+def volume() -> Iterator[Volume]:
+    with bootable() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def untouched() -> Iterator[Volume]:
+    """For tests that change nothing."""
+    with bootable() as made:
+        yield made
+
+
+@pytest.fixture
+def esp(volume: Volume) -> Path:
+    return volume.top / "commons/@var@cache/esp"
+
+
+def state(volume: Volume) -> dict[str, object]:
+    found = json.loads((volume.top / "state/boot.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def ours(guest: Guest, *words: str, status: int = 0) -> str:
+    """Runs apk-atomic; what it said on stdout and stderr."""
+    result = guest.run(["apk-atomic", *words])
+    assert result.status == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_it_shows_what_it_would_write_and_writes_nothing(volume: Volume, esp: Path) -> None:
+    guest = volume.boot()
+    shown = guest.run(["apk-atomic", "boot-config"], check=True)
+    document = json.loads(guest.run(["apk-atomic", "boot-config", "--json"], check=True).stdout)
+    assert document["menu"] == shown.stdout
+    assert f"root=UUID={volume.fsid} rootfstype=btrfs" in shown.stdout
+    assert 'volume "' in shown.stdout
+    assert (document["version"], document["loader"], document["slots"]) == (1, "refind", 4)
+    assert document["paths"] == ["boot/vmlinuz-lts", "boot/initramfs-lts"]
+    assert "menuentry" in ours(guest, "boot-config", "--loader", "grub")
+    assert not (volume.top / "state").exists() and not list(esp.iterdir())
+
+
+def test_install_writes_the_loader_the_menu_and_the_state(volume: Volume, esp: Path) -> None:
+    guest = volume.boot()
+    result = guest.run(["apk-atomic", *INSTALL, "--append", "quiet", "--timeout", "3", "--json"], check=True)
+    document = json.loads(result.stdout)
+    menu = bootmenu.from_document(state(volume))
+    assert menu is not None and (menu.append, menu.timeout) == ("quiet", 3)
+    for directory, program in ((loaders.DIRECTORY, f"{loaders.DIRECTORY}/refind_{NAME}.efi"), ("EFI/BOOT", FALLBACK)):
+        assert (esp / program).read_text() == "refind 1"
+        assert (esp / directory / "refind.conf").read_text() == bootmenu.render(menu) == document["menu"]
+    assert f"{loaders.DIRECTORY}/refind.conf" in document["written"]
+    again = json.loads(guest.run(["apk-atomic", *INSTALL, "--json"], check=True).stdout)
+    assert (again["written"], again["append"]) == ([], "quiet")
+
+
+def test_the_next_transactions_keep_what_the_menu_names(volume: Volume, esp: Path) -> None:
+    """`add linux-virt; del linux-lts` is what a static menu does not survive, before it was written anew."""
+    volume.repo.publish(kernel_package(KERNEL, "virt"))
+    guest = volume.boot()
+    ours(guest, *INSTALL)
+    ours(guest, "add", "linux-virt")
+    assert "boot/vmlinuz-lts" in ours(guest, "del", "linux-lts", status=104)
+    said = ours(guest, *INSTALL, "--kernel", "virt")
+    assert "cannot be booted by this menu: no boot/vmlinuz-virt" in said  # slots with older generations
+    assert state(volume)["paths"] == ["boot/vmlinuz-virt", "boot/initramfs-virt"]
+    ours(guest, "del", "linux-lts")
+    assert ours(guest, "boot-config").count("/boot/vmlinuz-virt") == 5
+
+
+def test_a_cut_between_two_menus_keeps_the_paths_of_both(volume: Volume, esp: Path) -> None:
+    volume.repo.publish(kernel_package(KERNEL, "virt"))
+    guest = volume.boot()
+    ours(guest, *INSTALL)
+    ours(guest, "add", "linux-virt")
+    (esp / loaders.DIRECTORY / "refind.conf").unlink()
+    (esp / loaders.DIRECTORY / "refind.conf").mkdir()  # where nothing can be written
+    ours(guest, *INSTALL, "--kernel", "virt", status=100)
+    assert set(state(volume)["paths"]) == {  # type: ignore[call-overload]
+        "boot/vmlinuz-virt", "boot/initramfs-virt", "boot/vmlinuz-lts", "boot/initramfs-lts",
+    }  # fmt: skip
+
+
+def test_microcode_comes_first_and_only_where_all_slots_have_it(volume: Volume) -> None:
+    def with_microcode(tree: Path) -> None:
+        (tree / "boot/intel-ucode.img").write_bytes(bootfiles.microcode())
+
+    volume.add_generation("newer", with_microcode)
+    volume.point("newer", volume.slots()[0], name="two")
+    guest = volume.boot()
+    said = ours(guest, "boot-config")
+    assert "left out of the menu, since slots 1, 2, 3 lack it" in said
+    assert "initrd=" not in said
+    volume.point("newer", name="all")
+    assert "initrd=\\current\\2\\@\\boot\\intel-ucode.img" in ours(guest, "boot-config")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("boot-config", "--kernel", "rpi"), 100, "there is lts"),
+        (("boot-config", "--loader", "lilo"), 100, "invalid choice"),
+        (("boot-config", "--instal"), 100, "--instal"),
+        (("boot-config", "--append", "a\nb"), 100, "cannot stand in a boot menu"),
+        (("boot-config", "--timeout", "soon"), 100, "invalid int"),
+        (("boot-config", "--install", "--refind", REFIND), 100, "--esp"),
+        (("boot-config", "--install", "--esp", ESP), 100, "apk add refind"),
+        (("boot-config", "--install", "--esp", "/nowhere", "--refind", REFIND), 100, "No such file"),
+    ],
+    ids=str,
+)
+def test_refusals_name_what_to_do(untouched: Volume, words: tuple[str, ...], status: int, says: str) -> None:
+    guest = untouched.boot()
+    assert says in ours(guest, *words, status=status)
+    assert not (untouched.top / "state").exists()
+
+
+def test_help(untouched: Volume) -> None:
+    assert "--esp DIR|DEVICE" in untouched.boot().run(["apk-atomic", "boot-config", "--help"], check=True).stdout
