@@ -17,6 +17,8 @@ Whoever raises says what failed and what changed; only `cli.main` prints and exi
 
 from __future__ import annotations
 
+import errno
+
 
 class AtomicError(Exception):
     """A failure that the user is told about in one line, with an optional hint on what to do next."""
@@ -75,3 +77,11 @@ class Interrupted(AtomicError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def refusal(error: OSError) -> AtomicError:
+    """What an error of the system means where it ends a command that has changed nothing, or taken it back."""
+    text = f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(text, hint="apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full")
+    return CheckFailed(text, hint="dmesg may say more")

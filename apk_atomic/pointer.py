@@ -33,11 +33,11 @@ def lay_out(volume: Volume, name: str, slots: tuple[str, ...]) -> None:
     point("laid-out")
 
 
-def link_next(volume: Volume, name: str) -> None:
-    """`next/current-NAME`, whose text is right only once it has become `current`."""
+def link_next(volume: Volume, name: str, links: str = "") -> None:
+    """`next/current-NAME`, which leads to `links/LINKS`, by default `links/NAME`, once it has become `current`."""
     scratch = open_place(volume.top, NEXT)
     try:
-        os.symlink(f"./{LINKS}/{name}", f"current-{name}", dir_fd=scratch)
+        os.symlink(f"./{LINKS}/{links or name}", f"current-{name}", dir_fd=scratch)
     finally:
         os.close(scratch)
 
@@ -101,7 +101,7 @@ def switch(volume: Volume, name: str, before: str) -> None:
         point("renamed")
         files.syncfs(volume.top)
     except OSError as error:
-        _take_back(volume, before, was_pending)
+        _take_back(volume, name, before, was_pending)
         raise NotDurable(
             f"the disk did not confirm the switch to {name} ({error.strerror}); the new generation may or may not boot",
             hint="dmesg says what is wrong with the disk; apk-atomic status shows what is next",
@@ -115,11 +115,12 @@ def confirm(volume: Volume, name: str) -> None:
         write_pending((name,))
 
 
-def _take_back(volume: Volume, before: str, was_pending: str) -> None:
+def _take_back(volume: Volume, name: str, before: str, was_pending: str) -> None:
+    """The switch once more, to where `current` was; its scratch link is one that recovery knows."""
     try:
         if before:
-            link_next(volume, before)
-            os.rename(f"{NEXT}/current-{before}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+            link_next(volume, name, before)
+            os.rename(f"{NEXT}/current-{name}", "current", src_dir_fd=volume.top, dst_dir_fd=volume.top)
         else:
             os.unlink("current", dir_fd=volume.top)
         files.syncfs(volume.top)

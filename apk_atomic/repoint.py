@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apk_atomic import files, journal, pointer, session, volume
-from apk_atomic.errors import CheckFailed, NotDurable
+from apk_atomic.errors import AtomicError, NotDurable, refusal
 from apk_atomic.model import State
 from apk_atomic.session import Work
 
@@ -13,8 +13,11 @@ def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
 
     Everything that the new pointer reaches is flushed before the rename, as the seal does in a transaction.
     """
-    before = volume.current_links(work.volume)
-    name = journal.begin(work.volume)
+    try:
+        before = volume.current_links(work.volume)
+        name = journal.begin(work.volume)
+    except OSError as error:
+        raise refusal(error) from error
     try:
         pointer.lay_out(work.volume, name, slots)
         files.syncfs(work.volume.top)
@@ -24,22 +27,29 @@ def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
     except NotDurable:
         raise
     except OSError as error:
-        journal.remove(work.volume, name)
-        raise CheckFailed(f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed") from error
+        _discard(work, name)
+        raise refusal(error) from error
     except BaseException:
-        journal.remove(work.volume, name)
+        _discard(work, name)
         raise
     _tidy(work, state, name, before, slots)
 
 
-def _tidy(work: Work, state: State, name: str, before: str, slots: tuple[str, ...]) -> None:
-    """After the switch: failures are warnings."""
+def _discard(work: Work, name: str) -> None:
     try:
-        pointer.confirm(work.volume, name)
-        if slots[0] == state.booted:
-            pointer.clear_pending()
         journal.remove(work.volume, name)
-        journal.remove_directory(work.volume, journal.LINKS, before)
-        session.announce(work)
-    except OSError as error:
-        work.console.warn(f"after the switch: {error}")
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"staging/{name} could not be removed ({failure}); the next transaction will do it")
+
+
+def _tidy(work: Work, state: State, name: str, before: str, slots: tuple[str, ...]) -> None:
+    """After the switch: failures are warnings. With the booted generation next nothing is pending."""
+    settle = pointer.clear_pending if slots[0] == state.booted else lambda: None
+    session.after_switch(
+        work,
+        lambda: pointer.confirm(work.volume, name),
+        settle,
+        lambda: journal.remove(work.volume, name),
+        lambda: journal.remove_directory(work.volume, journal.LINKS, before),
+        lambda: session.announce(work),
+    )

@@ -12,18 +12,18 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from apk_atomic import files, journal, mounts, volume
 from apk_atomic.config import Config
 from apk_atomic.console import Console
-from apk_atomic.errors import CheckFailed
+from apk_atomic.errors import AtomicError, CheckFailed, refusal
 from apk_atomic.faults import point
 from apk_atomic.locate import Located
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.model import State
-from apk_atomic.pointer import clear_pending, write_pending
+from apk_atomic.pointer import write_pending
 from apk_atomic.retention import Keep, Victim, garbage
 from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
@@ -51,22 +51,35 @@ def locked(
 ) -> Iterator[Work]:  # fmt: skip
     """Locks, opens and recovers the volume; `configure` reads the configuration that counts for it.
 
-    Raises Locked, NotSuchRoot, CheckFailed, UsageError; nothing is changed then.
+    Raises Locked, NotSuchRoot, NoSpace, CheckFailed, UsageError; nothing is changed then. Once the work is done its
+    result stands: what fails on leaving is a warning, for it ends with this process anyway.
     """
-    with Lock(located.fsid, command, wait=wait, signals=signals) as lock:
-        point("locked")
-        mounts.make_private()
-        with volume.opened(located, writable=True) as opened:
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(Lock(located.fsid, command, wait=wait, signals=signals))
+            point("locked")
+            mounts.make_private()
+            opened = stack.enter_context(volume.opened(located, writable=True))
             point("mounted")
-            if opened.read_only:
-                raise CheckFailed(
-                    f"the volume on {located.device} is mounted read-only; nothing was changed",
-                    hint="btrfs turns a volume read-only when the disk fails: dmesg says why",
-                )
-            work = Work(opened, configure(opened), console, signals, lock.fd)
+            work = Work(_writable(opened), configure(opened), console, signals, lock.fd)
             recover(work)
-            yield work
-    point("unlocked")
+        except OSError as error:
+            raise refusal(error) from error
+        yield work
+        try:
+            stack.close()
+            point("unlocked")
+        except OSError as error:
+            console.warn(f"on leaving the volume: {error}")
+
+
+def _writable(opened: Volume) -> Volume:
+    if opened.read_only:
+        raise CheckFailed(
+            f"the volume on {opened.device} is mounted read-only; nothing was changed",
+            hint="btrfs turns a volume read-only when the disk fails: dmesg says why",
+        )
+    return opened
 
 
 def recover(work: Work) -> None:
@@ -76,13 +89,23 @@ def recover(work: Work) -> None:
     marks = volume.pending_ids()
     if work.volume.running and marks:
         now = volume.current_links(work.volume)
-        if marks != (now,):
-            write_pending((now,)) if now in marks else clear_pending()
+        waits = now in marks and volume.slot_links(work.volume, now)[:1] != (work.volume.booted,)
+        if marks != (now,) or not waits:
+            write_pending((now,) if waits else ())
     point("recovered")
 
 
 def _fate(opened: Volume, name: str) -> str:
     return "committed" if volume.current_links(opened) == name else "discarded"
+
+
+def after_switch(work: Work, *steps: Callable[[], None]) -> None:
+    """Takes each step; the pointer is switched already, so what fails is a warning and the next one is taken."""
+    for step in steps:
+        try:
+            step()
+        except (OSError, AtomicError) as error:
+            work.console.warn(f"after the switch: {error}")
 
 
 # ---- garbage ---------------------------------------------------------------------------------------------

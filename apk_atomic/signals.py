@@ -51,7 +51,10 @@ def read_signal(fd: int) -> Signal | None:
 
 
 class Signals:
-    """Blocks the ending signals until `release`; signals that the caller ignored stay ignored."""
+    """Blocks the ending signals for good: the process ends with what it does meanwhile.
+
+    Signals that the caller ignored stay ignored.
+    """
 
     def __init__(self) -> None:
         self._old = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -72,7 +75,8 @@ class Signals:
         """Raises Interrupted if an ending signal has arrived so far."""
         self.poll()
         if self.first is not None:
-            raise Interrupted(self.first.number, f"interrupted by {signal.Signals(self.first.number).name}")
+            name = signal.Signals(self.first.number).name
+            raise Interrupted(self.first.number, f"interrupted by {name}; nothing was changed")
 
     def restore_for_exec(self) -> None:
         """In a child about to exec: the mask we were started with, and the dispositions Python changed."""
@@ -81,8 +85,5 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._old)
 
     def release(self) -> None:
-        """Back to the mask of the start; signals that waited while the commit was made are dropped."""
-        while self.poll() is not None:
-            pass
+        """No more looks at them. They stay blocked: a signal must not belie the exit status that is decided now."""
         os.close(self.fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._old)

@@ -6,7 +6,6 @@ rename, last. After it nothing can fail any more, there are only warnings.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -30,7 +29,7 @@ from apk_atomic import (
     volume,
 )
 from apk_atomic.changed import Changed
-from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable
+from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable, refusal
 from apk_atomic.faults import point
 from apk_atomic.model import Kind, PackageChanges, Record, State, to_json_dict
 from apk_atomic.names import iso_utc, redact_argv
@@ -327,14 +326,6 @@ def write_record(work: Work, record: Record) -> None:
     point("record")
 
 
-def refusal(error: OSError) -> AtomicError:
-    """What an error of the system means for a transaction that was discarded because of it."""
-    text = f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(text, hint="apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full")
-    return CheckFailed(text, hint="dmesg may say more")
-
-
 def _discard(work: Work, name: str, request: Request) -> None:
     """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
     if request.keep_failed and _keep(work, name):
@@ -369,7 +360,8 @@ def _keep(work: Work, name: str) -> bool:
 
 def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
     """The new generation is in place: from here on failures are warnings."""
-    steps: tuple[Callable[[], None], ...] = (
+    session.after_switch(
+        work,
         lambda: pointer.confirm(work.volume, name),
         lambda: journal.remove(work.volume, name),
         lambda: journal.remove_directory(work.volume, journal.LINKS, before),
@@ -377,11 +369,6 @@ def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
         lambda: _collect_garbage(work),
         lambda: session.announce(work),
     )
-    for step in steps:
-        try:
-            step()
-        except (OSError, AtomicError) as error:
-            work.console.warn(f"after the commit: {error}")
     return Done(name, result.packages, result.bootable.warnings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apk_atomic import repoint, session, transaction, volume
 from apk_atomic.context import Context
+from apk_atomic.model import State
 from apk_atomic.retention import Victim, choose_target, slots_after_discard, slots_after_rollback
 from apk_atomic.session import Work
 
@@ -30,12 +31,14 @@ def discard(context: Context, *, wait: float = 0) -> int:
         slots = slots_after_discard(state, work.config.generations.slots)
         repoint.point_at(work, state, slots)
         context.console.note(f"generation {state.next} is discarded; {state.booted} is next")
-        dropped = state.find(state.next)
-        if dropped and not (dropped.good or dropped.pinned or dropped.id in slots) and not _in_use(work, dropped.id):
-            session.collect(work, (Victim(dropped.id, "discarded"),))
-        session.announce(work)
+        session.after_switch(work, lambda: _drop(work, state, slots), lambda: session.announce(work))
     return 0
 
 
-def _in_use(work: Work, name: str) -> bool:
-    return name in session.mounted_generations(work.volume)
+def _drop(work: Work, state: State, slots: tuple[str, ...]) -> None:
+    """Deletes the generation that was pending, where nothing else keeps it."""
+    dropped = state.find(state.next)
+    if dropped is None or dropped.good or dropped.pinned or dropped.id in slots:
+        return
+    if dropped.id not in session.mounted_generations(work.volume):
+        session.collect(work, (Victim(dropped.id, "discarded"),))

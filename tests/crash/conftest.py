@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.imagecache import scratch_base
 
+pytest.register_assert_rewrite("tests.crash.machine")
+
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:

@@ -108,6 +108,12 @@ class Guest:
         self._started.append(process)
         return process
 
+    def command(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str = "", uid: int = 0
+    ) -> tuple[list[str], dict[str, str]]:
+        """The command line and the whole environment that `popen` would start: for tools that start it themselves."""
+        return self._enter(argv, cwd, uid), self._environment(env, uid)
+
     def pty(
         self,
         argv: Sequence[str],

@@ -100,7 +100,7 @@ def leftovers(tag: str = "", concerning: Collection[str] = ()) -> Leftovers:
     """Look at the whole machine: every mount namespace, every loop device, every process that bears the tag.
 
     concerning: only mounts and loop devices one of whose paths (source, root, mount point; backing file)
-    begins with one of these: other sessions on the same machine come and go.
+    is one of these or below it: other sessions on the same machine come and go.
     """
     wanted = tuple(concerning) or ("",)
     processes = frozenset(f"{pid} {_command(pid)}" for pid in (tagged(tag) if tag else ()))
@@ -136,7 +136,8 @@ def _loops(wanted: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_about(row: str, wanted: tuple[str, ...]) -> bool:
-    return any(field.startswith(wanted) for field in row.split(" "))
+    """Whether a field is one of these paths or lies below it: /dev/loop1 is not about /dev/loop12."""
+    return any(field == path or field.startswith(f"{path}/") for field in row.split(" ") for path in wanted)
 
 
 def _pids() -> list[int]:
