@@ -13,6 +13,7 @@ from apk_atomic.model import Kind
 from apk_atomic.namespace import Command
 from apk_atomic.report import summary
 from apk_atomic.staged import Staged
+from apk_atomic.terminal import await_foreground
 from apk_atomic.transaction import Request
 
 UNCHANGED = 77
@@ -24,6 +25,7 @@ def shell(context: Context, words: Sequence[str], options: AtomicOptions) -> int
     if words:
         hint = "apk-atomic run -- COMMAND…"
         raise UsageError(f"shell takes no operands, not {words[0]!r}; nothing was changed", hint=hint)
+    await_foreground()
     context.console.note("a shell in the new generation: exit 0 makes it the next one, any other status discards it")
     return _perform(context, Kind.SHELL, _SHELL, options, interactive=True)
 
