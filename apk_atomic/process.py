@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import AtomicError, Interrupted, Refused
@@ -37,9 +38,10 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(
-    argv: Sequence[str], signals: Signals, extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT
-) -> Finished:
-    """Runs `argv` to its end with stdin from /dev/null; a status is an answer, not an error.
+    argv: Sequence[str], signals: Signals, extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT,
+    *, feed: bytes = b"",
+) -> Finished:  # fmt: skip
+    """Runs `argv` to its end; stdin is /dev/null, or `feed`. A status is an answer, not an error.
 
     Raises AtomicError when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
     signal arrives meanwhile; it is killed in both cases.
@@ -51,9 +53,9 @@ def run(
         # _return_cmd: the RunningCommand, not its text; sh's terminal would change what tools print
         with open(os.devnull, "rb") as nothing:
             done = command(
-                *argv[1:], _env=environment(extra or {}), _in=nothing, _err_to_out=True, _tty_out=False,
+                *argv[1:], _env=environment(extra or {}), _in=feed or nothing, _err_to_out=True, _tty_out=False,
                 _ok_code=list(range(256)), _timeout=timeout, _return_cmd=True, _truncate_exc=False,
-                _preexec_fn=_unblock_signals, _bg=True, _bg_exc=False,
+                _preexec_fn=_as_we_were(signals), _bg=True, _bg_exc=False,
             )  # fmt: skip
             _wait(done, signals)
             done.wait()
@@ -63,6 +65,8 @@ def run(
         raise AtomicError(f"{argv[0]} did not end within {timeout:g} s and was killed") from error
     except sh.SignalException as error:
         return Finished(128 - error.exit_code, os.fsdecode(error.stdout))
+    except sh.ForkException as error:  # it holds the traceback of the child that could not execute it
+        raise AtomicError(f"cannot run {argv[0]}: {str(error).strip().splitlines()[-1].strip()}") from error
     except OSError as error:
         raise AtomicError(f"cannot run {argv[0]}: {error.strerror}") from error
     return Finished(done.exit_code, os.fsdecode(done.stdout))
@@ -70,18 +74,29 @@ def run(
 
 def _wait(running: RunningCommand, signals: Signals) -> None:
     """Until it has ended or an ending signal has: the terminal's own have reached it already."""
+    import sh
+
     while running.is_alive():
         try:
             signals.check()
         except Interrupted:
             running.kill()
+            with suppress(sh.ErrorReturnCode):
+                running.wait()
             raise
         time.sleep(_POLL)
 
 
-def _unblock_signals() -> None:
-    """A transaction holds the ending signals back; what it runs must be able to get them."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+def _as_we_were(signals: Signals) -> Callable[[], None]:
+    """For the child before it executes: a transaction holds the ending signals back, and sh, where it does not wait,
+    ignores the hangup."""
+    hangup = signal.getsignal(signal.SIGHUP)
+
+    def restore() -> None:
+        signal.signal(signal.SIGHUP, hangup)
+        signals.restore_for_exec()
+
+    return restore
 
 
 def hooks(directory: str) -> list[str]:

@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from apk_atomic.config import Config
 from apk_atomic.console import Console
 from apk_atomic.session import Work
-from apk_atomic.signals import Signals
+from apk_atomic.signals import ENDING, Signals
 from apk_atomic.volume import Volume
 from tests.support import btrfsctl
 from tests.support.isolation import private_mounts
@@ -126,12 +127,16 @@ def own_run() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[Signals]:
-    """Signals as a transaction holds them, and as they were afterwards."""
+    """Signals as a transaction holds them. It holds them for good: afterwards they are as they were, none pending."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     signals = Signals()
     try:
         yield signals
     finally:
         signals.release()
+        while signal.sigtimedwait({*ENDING, signal.SIGCHLD} - before, 0) is not None:
+            continue
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -139,6 +144,11 @@ def working(volume: Volume, *, config: Config | None = None, err: int = 2) -> It
     """What a changing verb has at hand, without a lock; the console talks to descriptor `err`."""
     with held_signals() as signals:
         yield Work(volume, config or Config(), Console(err=err), signals, -1)
+
+
+def children() -> str:
+    """The ids of this process's children, the dead that nobody has waited for included."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
 def _mount(source: str, target: str, options: str) -> None:
