@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, staged, volume
@@ -193,7 +192,7 @@ def exec_in_generation(
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
     call = command(root, line)
-    chroot.enter(replace(plan, binds=binds(line, plan, root), copied_database=copied_database))
+    chroot.enter(plan._replace(binds=binds(line, plan, root), copied_database=copied_database))
     namespace.change_directory(call.directory)
     namespace.drop_capabilities()
     replace_process(call)

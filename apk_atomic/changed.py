@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import btrfs, btrfs_trees, files
 from apk_atomic.btrfs_trees import ChangedInode
@@ -21,8 +21,7 @@ _LOCK = "lib/apk/db/lock"
 _COMPARE_LIMIT = 1 << 28  # bytes; what is larger counts as changed
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A subvolume of a generation, in base and as it is staged: directory descriptors of both.
 
     `place` is where the generation has it, relative to its root: "" for `@`, "usr" for one that is mounted at /usr.
@@ -37,8 +36,7 @@ class Part:
         return os.path.normpath(f"{self.place}/{name}" if self.place else name)
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """Paths relative to the root, without a leading slash; each hard link of a changed inode is one.
 
     `removed` are names that a directory had in base and lost (a file or a whole tree). `relevant`: whether anything

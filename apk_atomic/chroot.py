@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import files, mounts
 from apk_atomic.errors import CheckFailed
@@ -30,8 +30,7 @@ _APK = ("sbin/apk", "usr/sbin/apk", "usr/bin/apk", "bin/apk")
 _DATABASE_LIMIT = 1 << 28  # bytes of one file
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
+class Common(NamedTuple):
     """A subvolume of the volume to mount at `point` (absolute); `flags` are fstab's nodev, nosuid, noexec."""
 
     point: str
@@ -40,8 +39,7 @@ class Common:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A file or directory of the caller's, visible at the same absolute path inside; read-only but for a cache."""
 
     source: str
@@ -49,8 +47,7 @@ class Bind:
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RootPlan:
+class RootPlan(NamedTuple):
     """What the root consists of.
 
     `subvolume` is the path of the root from the top level; `tmp` a directory of this namespace that becomes /tmp ('':

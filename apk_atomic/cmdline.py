@@ -7,9 +7,8 @@ about a line. The rules are those of design section 5, "Which lines change the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.applets import APPLETS, Kind, Version
 from apk_atomic.atomic_options import OPTION_PREFIX, AtomicOptions, split_atomic
@@ -51,16 +50,14 @@ class Role(Enum):
     KEYS_DIR = "keys-dir"
 
 
-@dataclass(frozen=True, slots=True)
-class LocalPath:
+class LocalPath(NamedTuple):
     """A candidate: whether it exists is for the caller to see. `path` is bare: no tag, no `file:`, no components."""
 
     role: Role
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line as decided.
 
     `applet` is '' when there is none; `argv` are apk's words, verbatim and in order. `wait` (seconds),

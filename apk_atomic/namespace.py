@@ -17,7 +17,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import mounts
 from apk_atomic.errors import AtomicError, CheckFailed
@@ -30,8 +30,7 @@ _DROPPED = (16, 17, 22, 25)  # CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_
 _KILL = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """What to execute in the root: `program` is a path inside it or a name for PATH; `argv` starts with argv[0]."""
 
     program: str
@@ -43,8 +42,7 @@ class Command:
     silent: bool = False  # a tool of ours: no stdin, and what it says goes to stderr, for stdout is the caller's
 
 
-@dataclass(frozen=True, slots=True)
-class _Pipes:
+class _Pipes(NamedTuple):
     alive: tuple[int, int]  # wrapper → init: signal numbers to pass on; EOF: die
     report: tuple[int, int]  # init → wrapper: lines, see `_Report`
 

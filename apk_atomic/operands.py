@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from apk_atomic.chroot import Bind
 from apk_atomic.errors import UsageError
@@ -53,7 +52,7 @@ def _of_path(
     for each in dict.fromkeys((place, real)):
         bind = _bind(each, real, table, inside)
         if bind is not None:
-            yield replace(bind, writable=writable)
+            yield bind._replace(writable=writable)
         if _is_fresh(each):
             return  # bound where the link was
 

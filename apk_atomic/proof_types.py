@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 TOP_LEVEL = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ProofInput:
+class ProofInput(NamedTuple):
     """What the proof cannot see in the root itself.
 
     `generation_path`: `/snapshots/ID`, whatever the root is called while it is staged. `menu_paths`: paths that
@@ -35,7 +34,7 @@ class ProofInput:
     base_boot_names: tuple[str, ...] = ()
     default_subvolume: int = TOP_LEVEL
     decompress: External | None = None
-    images: Mapping[str, Image] = field(default_factory=dict)
+    images: Mapping[str, Image] = {}
     init: str = "/sbin/init"
     allow_removed: bool = False
     volume_uuid: str = ""

@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from apk_atomic import chroot, files, fstab, namespace
 from apk_atomic.changed import Part
@@ -24,8 +24,7 @@ _GET_FSLABEL = 0x81009431  # BTRFS_IOC_GET_FSLABEL, <linux/btrfs.h>
 _DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(NamedTuple):
     """`root` and `base_root` are directory descriptors of the writable staged root and of the sealed base."""
 
     work: Work
@@ -59,7 +58,7 @@ class Staged:
 
     def run(self, command: Command, binds: Sequence[Bind] = ()) -> int:
         """Runs a command in the root; its exit status. Every process that it started is dead afterwards."""
-        plan = replace(self.plan, binds=tuple(binds))
+        plan = self.plan._replace(binds=tuple(binds))
         return namespace.run(command, lambda: chroot.enter(plan), self.work.signals, held=(self.work.lock,))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import (
     btrfs,
@@ -45,8 +45,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TOP_LEVEL_ID = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What to do: `change` runs in the staged root and raises to discard; `argv` is what the user typed."""
 
     kind: Kind
@@ -57,12 +56,11 @@ class Request:
     keep_failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """`id` is the new generation, '' when nothing changed and none was made."""
 
     id: str
-    changes: PackageChanges = field(default_factory=PackageChanges)
+    changes: PackageChanges = PackageChanges()
     warnings: tuple[str, ...] = ()
 
 
@@ -119,8 +117,7 @@ def perform(work: Work, request: Request) -> Done:
     return _afterwards(work, name, before, result)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(NamedTuple):
     """What the change and the proof of it came to."""
 
     changed: Changed

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from apk_atomic import btrfs, files, mounts
 from apk_atomic.errors import CheckFailed, NotSuchRoot
@@ -28,8 +28,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TOP_LEVEL_ONLY = "subvolid=5"
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """A volume whose top level is open as `top`; `booted` as in Located."""
 
     device: str

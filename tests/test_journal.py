@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,7 +202,7 @@ def test_a_generation_in_a_fallback_slot_or_booted_stays(place: Place) -> None:
         (place.top / "staging").mkdir(exist_ok=True)
         (place.top / "staging" / name).mkdir()
     place.point("one", "fallback", name="second")
-    journal.recover(replace(place.volume, booted="booted"))
+    journal.recover(place.volume._replace(booted="booted"))
     assert place.names("snapshots") == ["booted", "fallback", "one"]
     assert place.names("staging") == []
 

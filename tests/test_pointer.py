@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,7 +144,7 @@ def test_during_a_switch_both_sides_count_as_pending(place: Place, ready: str, r
 
 
 def test_a_volume_that_does_not_run_has_nothing_pending(place: Place, ready: str, run: Path) -> None:
-    idle = replace(place.volume, booted=None)
+    idle = place.volume._replace(booted=None)
     pointer.switch(idle, ready, "first")
     pointer.confirm(idle, ready)
     assert current_links(idle) == ready
@@ -172,7 +171,7 @@ def test_a_disk_that_does_not_confirm(
 
 def test_the_first_pointer_of_a_volume(place: Place, ready: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no `current` to compare with, and none to go back to."""
-    idle = replace(place.volume, booted=None)
+    idle = place.volume._replace(booted=None)
     (place.top / "current").unlink()
     pointer.check(idle, ready, "", ("boot/vmlinuz-lts",))
     monkeypatch.setenv(faults.VARIABLE, "renamed:fail")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import stat
@@ -69,7 +68,7 @@ class Root:
     def remember(self) -> None:
         """What is in boot/ now is what base had."""
         fd = os.open(self.path, os.O_RDONLY)
-        self.facts = dataclasses.replace(self.facts, base_boot_names=kernel.boot_names(fd))
+        self.facts = self.facts._replace(base_boot_names=kernel.boot_names(fd))
         os.close(fd)
 
     def prove(self, **facts: object) -> Proof:
@@ -81,7 +80,7 @@ class Root:
     def judge(self, function: Callable[[int, ProofInput], Proof], facts: dict[str, object]) -> Proof:
         fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY)
         try:
-            return function(fd, dataclasses.replace(self.facts, **facts))  # type: ignore[arg-type]
+            return function(fd, self.facts._replace(**facts))  # type: ignore[arg-type]
         finally:
             os.close(fd)
 

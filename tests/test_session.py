@@ -8,7 +8,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,7 +188,7 @@ def test_recovery_forgets_marks_that_the_pointer_does_not_bear(
         session.recover(work)
     assert pending_ids() == left
     pointer.write_pending(marks)
-    with engine.working(replace(place.volume, booted=None)) as work:
+    with engine.working(place.volume._replace(booted=None)) as work:
         session.recover(work)
     assert pending_ids() == marks
 
@@ -228,7 +227,7 @@ def test_a_umask_does_not_hide_it(place: Place, run: Path) -> None:
 
 
 def test_nothing_is_told_about_a_volume_that_does_not_run(place: Place, run: Path) -> None:
-    with engine.working(replace(place.volume, booted=None)) as work:
+    with engine.working(place.volume._replace(booted=None)) as work:
         session.announce(work)
     assert os.listdir(run) == []
     assert not os.path.exists("/run/reboot-required")

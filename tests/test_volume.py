@@ -230,8 +230,8 @@ def test_pending_is_what_the_file_and_the_pointer_agree_on(place: Place) -> None
             (run / "next").write_bytes(text.encode("latin-1"))
             assert read_state(place.volume).pending is read_slots(place.volume).pending is pending
         (run / "next").write_text("first\n")
-        assert not read_state(replace(place.volume, booted=None)).pending
-        assert not read_state(replace(place.volume, booted="two")).pending
+        assert not read_state(place.volume._replace(booted=None)).pending
+        assert not read_state(place.volume._replace(booted="two")).pending
         (run / "next").write_bytes(b"x" * 5000)
         assert len(pending_ids()[0]) == 1024
 
