@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-KEEP_SECONDS = 3600.0
+KEEP_SECONDS = 900.0
 
 
 def scratch_base() -> Path:
@@ -109,7 +109,7 @@ def _key_of(parts: Iterable[str]) -> str:
 
 
 def _forget_old(directory: Path, name: str) -> None:
-    """Sources change often while one works: drop the images that nobody asked for in the last hour."""
+    """Sources change often while one works: drop the images that nobody asked for lately."""
     for path in directory.glob(f"{name}-*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > KEEP_SECONDS:
