@@ -168,9 +168,9 @@ def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
     return Bootable(
         boot_paths=_boot_paths(root, facts),
         kernels=tuple(verdict.kernels.items()),
-        images=_recorded_images(verdict.images, verdict.kernels, generator),
-        proof=RecordedProof(of=root.id, inputs=verdict.inputs, warnings=_texts(verdict.warnings)),
-        warnings=_texts(verdict.warnings),
+        images=recorded_images(verdict.images, verdict.kernels, generator),
+        proof=RecordedProof(of=root.id, inputs=verdict.inputs, warnings=texts(verdict.warnings)),
+        warnings=texts(verdict.warnings),
     )
 
 
@@ -184,7 +184,7 @@ def _inherited(root: Staged, record: Record, facts: ProofInput) -> Bootable:
         kernels=record.kernels,
         images=record.initramfs,
         proof=record.proof,
-        warnings=_texts(verdict.warnings),
+        warnings=texts(verdict.warnings),
     )
 
 
@@ -205,9 +205,10 @@ def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:
     return boot_names(root.base_root)
 
 
-def _recorded_images(
+def recorded_images(
     images: Mapping[str, ReadImage], kernels: Mapping[str, str], generator: str
 ) -> tuple[Image, ...]:
+    """What the record keeps of the images that a proof has read; `kernels` is release by flavor."""
     flavors = {path: flavor for flavor in kernels for path in kernel.image_names(flavor)}
     return tuple(
         Image(
@@ -221,5 +222,6 @@ def _recorded_images(
     )
 
 
-def _texts(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+def texts(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    """The sentences of findings."""
     return tuple(finding.message for finding in findings)

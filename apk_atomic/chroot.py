@@ -70,6 +70,12 @@ def enter(plan: RootPlan) -> None:
 
     Raises CheckFailed, which names the path, where the snapshot has no plain directory for a mount.
     """
+    assemble(plan)
+    mounts.pivot_to(ROOT)
+
+
+def assemble(plan: RootPlan) -> None:
+    """Makes the root at ROOT, and leaves this process outside: for a program that is not in it, and works on it."""
     umask = os.umask(0o022)
     os.makedirs(ROOT, mode=0o700, exist_ok=True)
     flags = mounts.NOATIME | (mounts.RDONLY if plan.read_only else 0)
@@ -86,7 +92,6 @@ def enter(plan: RootPlan) -> None:
     if plan.copied_database:
         _make_database_writable(root, plan.commons)
     os.close(root)
-    mounts.pivot_to(ROOT)
     os.umask(umask)
 
 

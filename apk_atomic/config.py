@@ -25,10 +25,11 @@ _PACKAGE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTU
 
 
 class Volume(NamedTuple):
-    """Room that a transaction wants before it starts, in bytes."""
+    """Room that a transaction wants before it starts, in bytes; and the commons that `init` makes."""
 
     min_free_data: int = 64 * MIB
     min_free_metadata: int = 16 * MIB
+    commons: tuple[str, ...] = ("@home", "@var@cache", "@var@log")
 
 
 class Generations(NamedTuple):
@@ -185,6 +186,21 @@ def _packages(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _subvolumes(value: object) -> tuple[str, ...]:
+    """Names such as @var@log, which stands for /var/log."""
+    if not isinstance(value, list):
+        raise _Wrong(f"must be an array of names such as \"@var@log\", not {_kind(value)}")
+    for name in value:
+        parts = name.split("@") if isinstance(name, str) else []
+        if len(parts) < 2 or parts[0] or not all(map(_is_component, parts[1:])):
+            raise _Wrong(f"{_seen(name)} is not a name such as \"@var@log\"")
+    return tuple(dict.fromkeys(value))
+
+
+def _is_component(text: str) -> bool:
+    return bool(text) and text[0] not in "-." and _PACKAGE_CHARACTERS.issuperset(text)
+
+
 def _commons(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         raise _Wrong(f"must be a table of mountpoints, not {_kind(value)}")
@@ -208,7 +224,7 @@ def _generator(value: object) -> str | tuple[str, ...]:
 
 
 _TABLES: Mapping[str, Mapping[str, Callable[[object], object]]] = {
-    "volume": {"min_free_data": _size, "min_free_metadata": _size},
+    "volume": {"min_free_data": _size, "min_free_metadata": _size, "commons": _subvolumes},
     "generations": {"slots": _number(3, 9), "keep": _number(0, 10_000), "keep_days": _number(0, 36_500)},
     "chroot": {"commons": _commons, "accept": _packages},
     "initramfs": {"generator": _generator},

@@ -109,6 +109,12 @@ def test_wrong_numbers(value: str, shown: str) -> None:
     [
         ('queries.answer_from = "later"', 'queries.answer_from: must be "next" or "booted", not "later"'),
         ("queries.answer_from = []", 'queries.answer_from: must be "next" or "booted", not an array'),
+        ('volume.commons = "@home"', 'volume.commons: must be an array of names such as "@var@log", not a string'),
+        ('volume.commons = ["home"]', 'volume.commons: "home" is not a name such as "@var@log"'),
+        ('volume.commons = ["@var@"]', 'volume.commons: "@var@" is not a name such as "@var@log"'),
+        ('volume.commons = ["@.."]', 'volume.commons: "@.." is not a name such as "@var@log"'),
+        ('volume.commons = ["@a/b"]', 'volume.commons: "@a/b" is not a name such as "@var@log"'),
+        ("volume.commons = [7]", 'volume.commons: 7 is not a name such as "@var@log"'),
         ('chroot.accept = "a"', "chroot.accept: must be an array of package names, not a string"),
         ('chroot.accept = ["a", "b c"]', 'chroot.accept: "b c" is not the name of a package'),
         ('chroot.accept = ["a", 1]', "chroot.accept: 1 is not the name of a package"),
