@@ -49,6 +49,9 @@ def main() -> int:
     restore_signals(to_exec=for_apk)
     if for_apk:
         become_apk(sys.argv[1:])
+    import gc
+
+    gc.set_threshold(100_000)  # a run is short: to look for cycles while modules load costs 8 ms
     from apk_atomic.cli import main as cli
 
     return cli(sys.argv)

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import (
@@ -64,11 +63,11 @@ class Done(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
 class Clock:
     """Seconds that each step took."""
 
-    durations: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.durations: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
