@@ -72,7 +72,7 @@ class Trial:
         """The content of /run/apk-atomic/next in the guest, '' where there is none."""
         try:
             return Path(self.guest.root, "run/apk-atomic/next").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ""
 
     def accept(self) -> None:
@@ -143,7 +143,9 @@ class Trial:
         assert btrfsctl.is_read_only(self.volume.tree())
         assert all(self.volume.tree(slot).is_dir() for slot in range(len(self.view.slots)))
         assert not [name for name in self.view.names if name.startswith(("next/", "staging/"))]
-        assert [name for name in self.view.names if name.startswith("links/")] == [f"links/{self.volume.current()}"]
+        links = {name for name in self.view.names if name.startswith("links/")}
+        assert links - set(before.names) == {f"links/{self.volume.current()}"}
+        assert before.current.replace("./", "") not in links
         return new
 
     def works(self) -> str:
