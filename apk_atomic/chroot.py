@@ -8,6 +8,7 @@ be a root, but not lead us to the host.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -103,8 +104,8 @@ def find_apk(root: int) -> str | None:
         except OSError:
             continue
         try:
-            is_program = os.fstat(fd).st_mode & 0o170111 > 0o100000  # a regular file that somebody may execute
-            if is_program and _OURS not in files.fd_path(fd).removeprefix(files.fd_path(root)):
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISREG(mode) and mode & 0o111 and _OURS not in files.fd_path(fd).removeprefix(files.fd_path(root)):
                 return f"/{path}"
         finally:
             os.close(fd)
@@ -190,7 +191,7 @@ def _mount_common(root: int, device: str, common: Common) -> None:
 def _bind_from_caller(root: int, bind: Bind) -> None:
     source = os.open(bind.source, os.O_PATH)
     try:
-        is_directory = os.fstat(source).st_mode & 0o170000 == 0o040000
+        is_directory = stat.S_ISDIR(os.fstat(source).st_mode)
         _make_point(root, bind.target.strip("/"), is_directory)
         try:
             point = files.open_beneath(root, bind.target.strip("/"), os.O_PATH)
