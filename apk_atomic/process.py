@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sh import RunningCommand
 
 _POLL = 0.02  # seconds between two looks at a running hook
+_SAID = 2000  # characters of a hook's output that a message repeats
 TIMEOUT = 600.0  # seconds that a hook may take
 _PASSED = ("PATH", "TERM", "HOME", "TZ", "http_proxy", "https_proxy", "no_proxy")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,13 +111,20 @@ def hooks(directory: str) -> list[str]:
 
 
 def run_hooks(directory: str, extra: Mapping[str, str], signals: Signals) -> None:
-    """Runs the hooks of a directory in order; Refused names the first that fails, with what it said."""
+    """Runs the hooks of a directory in order.
+
+    Refused names the first that fails or cannot be run, with the end of what it said.
+    """
     for path in hooks(directory):
-        finished = run([path], signals, extra)
+        hint = f"nothing was changed; look into {path}"
+        try:
+            finished = run([path], signals, extra)
+        except Interrupted:
+            raise
+        except AtomicError as error:
+            raise Refused(error.message, hint=hint) from error
         signals.check()
         if finished.status:
             said = finished.output.strip()
-            raise Refused(
-                f"{path} refused with exit status {finished.status}" + (f": {said}" if said else ""),
-                hint=f"nothing was changed; look into {path}",
-            )
+            end = said if len(said) <= _SAID else f"…{said[-_SAID:]}"
+            raise Refused(f"{path} refused with exit status {finished.status}" + (f": {end}" if end else ""), hint=hint)

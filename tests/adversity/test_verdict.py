@@ -1,0 +1,166 @@
+"""What apk's exit status and its database say together, whichever apk it is: go on, or discard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.adversity.trial import Trial, publish_script
+from tests.support.packages import File, Package
+
+BROKEN = "a script or trigger of bad-1.0-r0 failed"
+
+
+def world(trial: Trial) -> list[str]:
+    return (trial.volume.tree() / "etc/apk/world").read_text().split()
+
+
+def publish_trigger(trial: Trial) -> None:
+    package = Package(
+        "bad", files={"usr/share/bad": File(b"x")}, triggers=("/usr/share",),
+        scripts={"trigger": "#!/bin/sh\nexit 1\n"},
+    )  # fmt: skip
+    trial.volume.repo.publish(package)
+
+
+def make_broken(trial: Trial) -> None:
+    """A generation whose package bad is flagged broken is next."""
+    publish_script(trial.volume, "bad", "exit 1")
+    result = trial.run("apk-atomic", "add", "--atomic-accept", "bad", "bad")
+    assert "flagged as broken: bad" in result.stderr
+    trial.check_new(result)
+
+
+def test_trigger_that_fails(trial: Trial) -> None:
+    """2.14 exits with 0 then; it is discarded all the same."""
+    publish_trigger(trial)
+    result = trial.refused("apk-atomic", "add", "bad", status=1, says=BROKEN)
+    assert "--atomic-accept bad" in result.stderr
+    trial.committed("apk-atomic", "add", "--atomic-accept", "bad", "bad")
+
+
+def test_accepted_by_the_configuration(trial: Trial) -> None:
+    publish_script(trial.volume, "bad", "exit 1")
+    with trial.etc() as etc:
+        (etc / "apk-atomic.toml").write_text('[chroot]\naccept = ["bad"]\n')
+        trial.committed("apk-atomic", "add", "bad")
+
+
+def test_accepting_one_is_not_accepting_another(trial: Trial) -> None:
+    publish_script(trial.volume, "worse", "exit 1")
+    publish_script(trial.volume, "bad", "exit 1")
+    result = trial.refused("apk-atomic", "add", "--atomic-accept", "worse", "bad", "worse", says=BROKEN)
+    assert "--atomic-accept bad" in result.stderr
+    trial.committed("apk-atomic", "add", "--atomic-accept", "worse,bad", "bad", "worse")
+
+
+def test_package_that_was_broken_before(trial: Trial) -> None:
+    """apk counts it as an error of every run from then on; ours goes on, says so, and exits with 0."""
+    make_broken(trial)
+    trial.volume.repo.publish(Package("good", files={"usr/share/good": File(b"x")}))
+    result = trial.run("apk-atomic", "add", "good")
+    assert "flagged as broken: bad" in result.stderr
+    trial.check_new(result)
+    trial.refused("apk-atomic", "add", "missing")
+    publish_script(trial.volume, "another", "exit 1")
+    trial.refused("apk-atomic", "add", "another", says="a script or trigger of another-1.0-r0 failed")
+    trial.committed("apk-atomic", "del", "bad")
+    assert trial.run("apk-atomic", "add", "good").stderr.count("broken") == 0
+
+
+def test_nothing_to_do_with_a_broken_package(trial: Trial) -> None:
+    make_broken(trial)
+    result = trial.run("apk-atomic", "add", "bad")
+    assert result.status == 0, result
+    assert trial.look().current == trial.view.current
+
+
+def test_upgrade_mends_a_broken_package(trial: Trial) -> None:
+    make_broken(trial)
+    scripts = {"post-install": "#!/bin/sh\nexit 0\n", "post-upgrade": "#!/bin/sh\nexit 0\n"}
+    trial.volume.repo.publish(Package("bad", "1.1-r0", files={"usr/share/bad": File(b"x")}, scripts=scripts))
+    trial.committed("apk-atomic", "upgrade")
+    trial.volume.repo.publish(Package("good", files={"usr/share/good": File(b"x")}))
+    assert "broken" not in trial.run("apk-atomic", "add", "good").stderr
+
+
+def test_fix_repairs_a_deleted_file(trial: Trial) -> None:
+    trial.volume.repo.publish(Package("tool", files={"usr/share/tool": File(b"tool\n")}))
+    trial.committed("apk-atomic", "add", "tool")
+    trial.committed("apk-atomic", "run", "rm", "/usr/share/tool")
+    result = trial.run("apk-atomic", "fix", "-s", "tool")
+    assert result.status == 0, result
+    assert trial.look() == trial.view
+    trial.committed("apk-atomic", "fix", "tool")
+    assert (trial.volume.tree() / "usr/share/tool").read_bytes() == b"tool\n"
+
+
+def test_fix_with_nothing_to_fix(trial: Trial) -> None:
+    result = trial.run("apk-atomic", "fix")
+    assert (result.status, "nothing changed" in result.stderr) == (0, True), result
+    assert trial.look() == trial.view
+
+
+def test_package_that_the_repository_lost(trial: Trial) -> None:
+    """apk leaves such a package in world; the discard does not."""
+    package = Package("gone", files={"usr/share/gone": File(b"x")})
+    trial.volume.repo.publish(package, Package("there", files={"usr/share/there": File(b"x")}))
+    Path(trial.volume.repo.file_of(package)).unlink()
+    trial.refused("apk-atomic", "add", "there", "gone")
+    assert world(trial) == []
+    trial.works()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "another"])
+def test_package_that_is_damaged(trial: Trial, damage: str) -> None:
+    package = Package("gone", files={"usr/share/gone": File(b"x" * 5000)})
+    other = Package("there", files={"usr/share/there": File(b"y" * 5000)})
+    trial.volume.repo.publish(package, other)
+    path = Path(trial.volume.repo.file_of(package))
+    whole = path.read_bytes()
+    change = {"truncated": whole[: len(whole) // 2], "garbage": bytes(len(whole))}
+    path.write_bytes(change.get(damage) or Path(trial.volume.repo.file_of(other)).read_bytes())
+    trial.refused("apk-atomic", "add", "gone")
+    assert world(trial) == []
+    path.write_bytes(whole)
+    trial.committed("apk-atomic", "add", "gone")
+
+
+def test_world_only_change(trial: Trial) -> None:
+    """An installed dependency is asked for by name: no package changes, but the world does."""
+    trial.volume.repo.publish(
+        Package("needed", files={"usr/share/needed": File(b"x")}),
+        Package("needs", files={"usr/share/needs": File(b"x")}, depends=("needed",)),
+    )
+    trial.committed("apk-atomic", "add", "needs")
+    assert world(trial) == ["needs"]
+    trial.committed("apk-atomic", "add", "needed")
+    assert sorted(world(trial)) == ["needed", "needs"]
+
+
+def test_nothing_changed_is_said_and_exits_as_asked(trial: Trial) -> None:
+    trial.works()
+    name = world(trial)[0]
+    for argv in (("add", name), ("upgrade",), ("run", "true")):
+        assert trial.run("apk-atomic", *argv).status == 0
+        result = trial.run("apk-atomic", argv[0], "--atomic-unchanged-77", *argv[1:])
+        assert (result.status, "nothing changed" in result.stderr) == (77, True), result
+        assert trial.look() == trial.view
+
+
+def test_file_conflict(trial: Trial) -> None:
+    trial.volume.repo.publish(
+        Package("one", files={"usr/share/same": File(b"1")}), Package("two", files={"usr/share/same": File(b"2")})
+    )
+    trial.committed("apk-atomic", "add", "one")
+    trial.refused("apk-atomic", "add", "two", status=1)
+    assert world(trial) == ["one"]
+
+
+def test_simulations_change_nothing(trial: Trial) -> None:
+    trial.volume.repo.publish(Package("hello", files={"usr/share/hello": File(b"x")}))
+    for argv in (("add", "-s", "hello"), ("upgrade", "-s"), ("fix", "-s"), ("add", "--simulate", "missing")):
+        result = trial.run("apk-atomic", *argv)
+        assert result.status == (1 if "missing" in argv else 0), result
+        assert trial.look() == trial.view
