@@ -24,6 +24,7 @@ def make_run_directory() -> None:
     """`/run/apk-atomic`, 0755, ours: a link or somebody else's directory there is refused."""
     try:
         os.mkdir(RUN, 0o755)
+        os.chmod(RUN, 0o755)  # whatever the caller's umask: ordinary users are to see what is pending
     except FileExistsError:
         found = os.lstat(RUN)
         if found.st_uid != 0 or found.st_mode & 0o170022 != 0o040000:
