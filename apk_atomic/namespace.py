@@ -72,13 +72,17 @@ class _Report:
         return bool(data)
 
 
-def run(command: Command, enter: Callable[[], None], signals: Signals, *, held: Sequence[int] = ()) -> int:
+def run(
+    command: Command, enter: Callable[[], None], signals: Signals, *, held: Sequence[int] = (),
+    meanwhile: Callable[[], None] | None = None,
+) -> int:  # fmt: skip
     """Runs a command in the root that `enter` makes; returns its exit status (128 + n for signal n).
 
     `enter` is called as PID 1 of fresh mount and PID namespaces and leaves them with the root in place; what it
     raises as AtomicError or OSError comes out here as CheckFailed. When this returns, every process that the command
     started is dead. `held` descriptors stay open until then, even if this process is killed.
     An ending signal is passed on once, then everything is killed; the caller finds it in `signals.first`.
+    `meanwhile` is called here while the command runs already; signals wait until it returns.
     """
     pipes = _Pipes(os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC))
     terminal = Terminal()
@@ -89,6 +93,8 @@ def run(command: Command, enter: Callable[[], None], signals: Signals, *, held: 
     os.close(pipes.report[1])
     report = _Report(pipes.report[0])
     try:
+        if meanwhile is not None:
+            meanwhile()
         _supervise(report, pipes.alive[1], signals, terminal, patient=command.interactive)
     finally:
         os.close(pipes.alive[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -25,7 +25,10 @@ _DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by
 
 
 class Staged(NamedTuple):
-    """`root` and `base_root` are directory descriptors of the writable staged root and of the sealed base."""
+    """`root` and `base_root` are directory descriptors of the writable staged root and of the sealed base.
+
+    `meanwhile` is what this process does while a command runs in the root.
+    """
 
     work: Work
     id: str
@@ -34,6 +37,7 @@ class Staged(NamedTuple):
     base_root: int
     fstab: fstab.Rendered
     plan: RootPlan
+    meanwhile: Callable[[], None] | None = None
 
     @property
     def commons(self) -> tuple[Common, ...]:
@@ -59,7 +63,8 @@ class Staged(NamedTuple):
     def run(self, command: Command, binds: Sequence[Bind] = ()) -> int:
         """Runs a command in the root; its exit status. Every process that it started is dead afterwards."""
         plan = self.plan._replace(binds=tuple(binds))
-        return namespace.run(command, lambda: chroot.enter(plan), self.work.signals, held=(self.work.lock,))
+        signals, held = self.work.signals, (self.work.lock,)
+        return namespace.run(command, lambda: chroot.enter(plan), signals, held=held, meanwhile=self.meanwhile)
 
 
 def plan_staged(volume: Volume, config: Config, name: str, text: str) -> RootPlan:
