@@ -52,6 +52,8 @@ def headline(state: State) -> str:
     """One sentence: is what runs what will boot?"""
     if state.booted is None:
         return f"{state.next or 'nothing'} boots next (this is not the running system's volume)"
+    if not state.next:
+        return f"{state.booted} is booted, and nothing boots next: slot 0 leads to no generation"
     if state.pending:
         return f"{state.booted} is booted; {state.next} is pending: it runs after the reboot"
     if state.fallback_booted:
@@ -98,9 +100,14 @@ def _row(state: State, each: Generation, record: Record | None, kernel: str) -> 
 
 
 def _range(numbers: tuple[int, ...]) -> str:
-    if not numbers:
-        return "-"
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+    """`0`, `1-3`, `0,2-3`."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "-"
 
 
 def _counts(record: Record | None) -> str:
