@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from apk_atomic import files, mounts
@@ -214,16 +215,27 @@ def _make_point(root: int, path: str, is_directory: bool) -> None:
     if parts[0] not in ("tmp", "run"):
         return
     for depth in range(2, len(parts) + (1 if is_directory else 0)):
-        try:
-            os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=root)
-        except FileExistsError:
-            continue
+        _make_directory(root, "/".join(parts[:depth]))
     if not is_directory:
         os.close(files.open_beneath(root, path, os.O_WRONLY | os.O_CREAT, 0o644))
 
 
+def _make_directory(root: int, path: str) -> None:
+    """mkdir(2) itself follows the links on the way, and to the build /tmp is what the change has left there."""
+    above, name = os.path.split(path)
+    parent = files.open_beneath(root, above, _DIRECTORY)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
 def _provide_resolv(root: int, content: bytes) -> None:
-    """Where etc/resolv.conf is a link into /run or /tmp, makes the file it leads to; the link stays as it was."""
+    """Where etc/resolv.conf is a link into /run or /tmp, makes the file it leads to; the link stays as it was.
+
+    Where the change has put something else on the way there, what runs now does without name servers.
+    """
     try:
         text = os.readlink("etc/resolv.conf", dir_fd=root)
     except OSError:
@@ -232,10 +244,9 @@ def _provide_resolv(root: int, content: bytes) -> None:
     target = target.removeprefix("var/") if target.startswith("var/run/") else target
     if not target.startswith(("run/", "tmp/")):
         return
-    _make_point(root, target, False)
-    fd = files.open_beneath(root, target, os.O_WRONLY | os.O_TRUNC)
-    os.write(fd, content)
-    os.close(fd)
+    with suppress(OSError):
+        _make_point(root, os.path.dirname(target), True)
+        files.write_atomic(root, target, content)
 
 
 def _make_database_writable(root: int, commons: tuple[Common, ...]) -> None:

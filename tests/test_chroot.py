@@ -185,6 +185,36 @@ def test_a_link_that_leads_elsewhere_is_left_alone(root: Root, text: str) -> Non
     assert sorted(os.listdir(root.tree / "etc")) == before
 
 
+def make_what_blocks(path: Path, kind: str, outside: Path) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        (path / "inside").mkdir(parents=True)
+    else:
+        path.symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind", "said"),
+    [
+        ("/tmp/made/deep/resolv.conf", "made", "link", ""), ("/tmp/made/resolv.conf", "made", "fifo", ""),
+        ("/tmp/resolv.conf", "resolv.conf", "directory", ""), ("/tmp/resolv.conf", "resolv.conf", "link", "x"),
+        ("/tmp/resolv.conf", "resolv.conf", "fifo", "x"),
+    ],
+)  # fmt: skip
+def test_what_a_change_left_in_tmp(
+    root: Root, place: Place, tmp_path: Path, text: str, name: str, kind: str, said: str
+) -> None:
+    """The build has the same /tmp: no link in it leads us to the host, and nobody waits for the reader of a FIFO."""
+    directory = place.top / f"{root.name}-tmp"
+    directory.mkdir()
+    make_what_blocks(directory / name, kind, tmp_path)
+    (root.tree / "etc/resolv.conf").symlink_to(text)
+    script = "[ ! -f /etc/resolv.conf ] || cat /etc/resolv.conf"
+    assert root.run(script, resolv=b"x", tmp=str(directory)) == said
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_counts_as_it_is(root: Root) -> None:
     (root.tree / "etc/resolv.conf").write_text("own\n")
     assert root.run("cat /etc/resolv.conf", resolv=b"host's\n") == "own\n"
