@@ -6,6 +6,7 @@ It knows the shell and its prompt, and nothing of apk-atomic. Every wait is for 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,14 @@ class Ash:
         self.shows("Stopped")
         self.prompt()
 
+    def fetch(self, line: str = "fg") -> None:
+        """Type a line that begins with fg; once the job is the foreground, a key reaches it and not the shell."""
+        self.type(line)
+        deadline = time.monotonic() + 20
+        while os.tcgetpgrp(self.pty.child_fd) == os.getpgid(self.pty.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
     def enter(self, line: str) -> None:
         """Start a command that is a shell itself, up to its prompt."""
         self.type(line)
@@ -90,7 +99,11 @@ class Ash:
 
     def check(self) -> None:
         """The shell is the foreground, with the settings that it had: it answers, and echoes what is typed."""
+        self.check_foreground()
         assert self.stty() == self.settings
+
+    def check_foreground(self) -> None:
+        """The shell has the terminal, and answers."""
         assert self.run("true") == (0, "")
         assert os.tcgetpgrp(self.pty.child_fd) == os.getpgid(self.pty.pid)
 
