@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -123,6 +124,12 @@ class Machine:
         """`apk-atomic WORDS…`, struck at a fault point (`NAME:ACTION`)."""
         return self.guest.run(["apk-atomic", *words], env=self.environment(fault), start_new_session=True)
 
+    def start(self, *words: str, fault: str = "") -> subprocess.Popen[bytes]:
+        """The same, still running, in a session and a process group of its own; talk goes to its stderr."""
+        argv, quiet = ["apk-atomic", *words], subprocess.DEVNULL
+        how: dict[str, Any] = {"start_new_session": True, "stdin": quiet, "stdout": quiet, "stderr": subprocess.PIPE}
+        return self.guest.popen(argv, env=self.environment(fault), **how)
+
     def done(self, *words: str) -> Result:
         """The same; it has to succeed."""
         result = self.run(*words)
@@ -133,6 +140,11 @@ class Machine:
         """The answer of `status --json`."""
         found: dict[str, Any] = json.loads(self.done("status", "--json").stdout)
         return found
+
+    def marks(self) -> list[str]:
+        """The links directories that count as pending."""
+        mark = Path(self.guest.root, RUN, "next")
+        return mark.read_text().split() if mark.exists() else []
 
     def world(self) -> set[str]:
         """The packages that were asked for in slot 0."""
