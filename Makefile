@@ -1,5 +1,5 @@
-# make demo: the main job, for real, on a volume of its own.   make test: the whole suite.
-# Both set up what they need (system packages, a virtual environment in .venv) and leave nothing mounted or attached.
+# make demo: the main job, for real, on a volume of its own.   make test: the suite.   make test-boot: real boots.
+# They set up what they need (system packages, a virtual environment in .venv) and leave nothing mounted or attached.
 # Images that take long to make are kept in memory for the next run; make clean removes them, and all else.
 
 PREFIX = /usr
@@ -14,10 +14,10 @@ INTERPRETER = $(PREFIX)/bin/python3
 PURE = atomic_options cmdline config console elf fstab initramfs installed kernel kernel_image layers model proof rebuild \
 	retention unpack verdict
 
-.PHONY: all install demo test check lint bench setup clean
+.PHONY: all install demo test test-boot check lint bench setup clean
 
 all:
-	@echo "make install [DESTDIR=] [PREFIX=/usr] | demo | test | check | lint | bench | clean"
+	@echo "make install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
 
 install:
 	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
@@ -36,6 +36,11 @@ demo: setup
 
 test: setup
 	"$(VENV)/bin/python" -m pytest
+
+# on Debian: virtual machines, with emulator, firmware, boot loader and kernels from its archive
+test-boot:
+	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)" boot
+	"$(VENV)/bin/python" -m pytest -m boot tests/boot
 
 # with the packages of $(PYTHON) itself: nothing is installed
 check:

@@ -39,8 +39,10 @@ class Machine:
         (self.path / name).write_text(f"#!/bin/sh\n{text}\n")
         (self.path / name).chmod(0o755)
 
-    def setup(self, *before: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-        command = [*before, "/bin/sh", str(SCRIPT), str(self.venv), python]
+    def setup(
+        self, *before: str, python: str = sys.executable, purpose: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*before, "/bin/sh", str(SCRIPT), str(self.venv), python, purpose]
         environment = {"PATH": str(self.path)}
         return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, text=True, check=False,
                               capture_output=True)  # fmt: skip
@@ -80,6 +82,25 @@ def test_alpine(machine: Machine) -> None:
     assert done.returncode == 1
     assert "still missing: nsenter" in done.stderr
     assert machine.log.read_text().startswith("add ")
+
+
+def test_boots_need_more(machine: Machine) -> None:
+    machine.script("debconf-set-selections", f'cat >>"{machine.log}"')
+    machine.install("cat")
+    done = machine.setup(purpose="boot")
+    assert done.returncode == 1
+    assert "still missing: " in done.stderr and "qemu-system-x86_64" in done.stderr
+    answers, update, install = machine.log.read_text().splitlines()
+    assert answers == "refind refind/install_to_esp boolean false"
+    assert update.startswith("update")
+    assert {"qemu-system-x86", "ovmf", "refind"} <= set(install.split())
+
+
+def test_boots_are_tested_on_debian_only(machine: Machine) -> None:
+    (machine.path / "apt-get").unlink()
+    done = machine.setup(purpose="boot")
+    assert done.returncode == 1
+    assert "the boot tests run on Debian only" in done.stderr
 
 
 def test_package_manager_that_fails_ends_it(machine: Machine) -> None:

@@ -1,10 +1,12 @@
 #!/bin/sh
 # Makes a fresh Debian or Alpine ready for the demo, the tests and the bench: system packages, kernel modules, and the
-# virtual environment $1, by the interpreter $2. It says what it does and does nothing that is done already.
+# virtual environment $1, by the interpreter $2; with `boot` as $3 also the virtual machines of the boot tests, on Debian.
+# It says what it does and does nothing that is done already.
 set -eu
 
-venv=${1:?usage: setup.sh VENV [PYTHON]}
+venv=${1:?usage: setup.sh VENV [PYTHON [boot]]}
 python=${2:-python3}
+purpose=${3:-}
 
 say() {
 	echo "setup: $*" >&2
@@ -52,6 +54,26 @@ install_packages() {
 	fi
 }
 
+# The boot tests take emulator, firmware, boot loader and kernel from Debian, so that they are the same everywhere.
+missing_for_boots() {
+	for tool in qemu-system-x86_64 apt-get dpkg-deb; do
+		have "$tool" || printf '%s ' "$tool"
+	done
+	for file in /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/refind/refind/drivers_x64/btrfs_x64.efi; do
+		[ -e "$file" ] || printf '%s ' "$file"
+	done
+}
+
+install_for_boots() {
+	have apt-get || fail "$* is not here: the boot tests run on Debian only"
+	say "installing with apt-get, for want of $*"
+	# By default refind puts itself on the ESP of the machine that it is installed on.
+	echo refind refind/install_to_esp boolean false | debconf-set-selections
+	apt-get update -qq </dev/null
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 ovmf refind \
+		</dev/null >/dev/null
+}
+
 load_modules() {
 	[ -e /dev/loop-control ] || modprobe loop || fail "this kernel, or container, has no loop devices"
 	grep -qw btrfs /proc/filesystems || modprobe btrfs || fail "this kernel has no btrfs"
@@ -75,6 +97,15 @@ if [ -n "$wanted" ]; then
 	install_packages $wanted
 	wanted=$(missing)
 	[ -z "$wanted" ] || fail "still missing: $wanted"
+fi
+if [ "$purpose" = boot ]; then
+	wanted=$(missing_for_boots)
+	if [ -n "$wanted" ]; then
+		# shellcheck disable=SC2086  # a list of words
+		install_for_boots $wanted
+		wanted=$(missing_for_boots)
+		[ -z "$wanted" ] || fail "still missing: $wanted"
+	fi
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" --version) is too old: 3.11 is needed"
 load_modules

@@ -1,0 +1,133 @@
+"""A machine that boots a disk image through UEFI, driven by its serial line: QEMU without any help of the host's CPU.
+
+    machine = Machine(disk, place)
+    with machine.booted() as system:          # or booted(fallback=1): chosen from rEFInd's menu
+        system.run("apk-atomic add hello", check=True)
+    with machine.booted() as system: ...
+
+Leaving the `with` takes the power away, as `system.cut_power()` does at once: QEMU is killed. What the disk had
+accepted by then stays (boots-seen 12); what only the guest knew is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pexpect
+
+TIMEOUT = 180.0
+FIRMWARE = Path("/usr/share/OVMF")
+SUBMENU, DOWN, ENTER = "\t", "\x1b[B", "\r"
+
+
+class NoBoot(Exception):
+    """The machine did not come up; the text says what it had said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a script did in the guest: exit status, and what it wrote on both its outputs."""
+
+    status: int
+    text: str
+
+
+class System:
+    """A booted system at its console. `root`: field 4 of / in mountinfo; `mount`: the line of / in /proc/mounts."""
+
+    def __init__(self, line: pexpect.spawn) -> None:
+        self._line = line
+        self.seconds = 0.0
+        self._line.expect(r"@@ready (\S+)\r?\n")
+        self.root, self.release, self.mount = _text(line.match.group(1)).splitlines()
+
+    @property
+    def generation(self) -> str:
+        """The ID of what is booted: /snapshots/ID/@ → ID."""
+        return self.root.split("/")[2]
+
+    def run(self, script: str, *, check: bool = False) -> Answer:
+        """Run a shell script to its end; AssertionError with what it said when `check` and it failed."""
+        self.start(script)
+        self._line.expect(r"@@done (\d+) (\S*)\r?\n")
+        answer = Answer(int(self._line.match.group(1)), _text(self._line.match.group(2)))
+        assert not check or answer.status == 0, f"{script}: status {answer.status}:\n{answer.text}"
+        return answer
+
+    def start(self, script: str) -> None:
+        """Run a shell script and do not wait for it."""
+        self._line.sendline(base64.b64encode(script.encode()).decode())
+
+    def wait_for(self, words: str) -> None:
+        """Wait until something in the guest has written `words` to the serial line."""
+        self._line.expect_exact(words)
+
+    def power_off(self) -> None:
+        """Shut down in order."""
+        self.start("poweroff -f")
+        self._line.expect(pexpect.EOF)
+
+    def cut_power(self) -> None:
+        """Kill the machine at once."""
+        self._line.close(force=True)
+
+
+class Machine:
+    """A machine with the disk `disk`, and `mirror` on a second one that it can only read.
+
+    The variables of its firmware, and all that it says on its serial line, are in `place`.
+    """
+
+    def __init__(self, disk: Path, place: Path, mirror: Path) -> None:
+        self._disks = (f"id=disk,file={disk}", f"id=mirror,readonly=on,file={mirror}")
+        self._variables = place / "variables"
+        self._log = place / "serial.log"
+        shutil.copyfile(FIRMWARE / "OVMF_VARS_4M.fd", self._variables)
+
+    @contextlib.contextmanager
+    def booted(self, *, fallback: int = 0) -> Iterator[System]:
+        """Switch on, choose entry `fallback` of rEFInd's submenu (0: touch nothing), wait for the console."""
+        with open(self._log, "ab") as log:
+            line = pexpect.spawn("qemu-system-x86_64", self._arguments(), timeout=TIMEOUT, logfile=log, echo=False)
+            line.delaybeforesend = None
+            try:
+                yield self._start(line, fallback)
+            finally:
+                line.close(force=True)
+
+    def _start(self, line: pexpect.spawn, fallback: int) -> System:
+        begin = time.monotonic()
+        if fallback:
+            line.expect_exact("for more options")
+            line.send(SUBMENU)
+            line.expect_exact(f"Fallback {fallback}")
+            line.send(DOWN * fallback + ENTER)
+        try:
+            system = System(line)
+        except (pexpect.EOF, pexpect.TIMEOUT) as error:
+            raise NoBoot((line.before or b"").decode(errors="replace")[-4000:]) from error
+        system.seconds = time.monotonic() - begin
+        return system
+
+    def _arguments(self) -> list[str]:
+        drives = {
+            "pflash": [f"unit=0,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.fd", f"unit=1,file={self._variables}"],
+            "none": self._disks,
+        }
+        return [
+            "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "768",
+            "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none", "-serial", "stdio",
+            *(word for kind, lines in drives.items() for drive in lines
+              for word in ("-drive", f"if={kind},format=raw,{drive}")),
+            "-device", "virtio-blk-pci,drive=disk", "-device", "virtio-blk-pci,drive=mirror",
+        ]  # fmt: skip
+
+
+def _text(word: bytes) -> str:
+    return base64.b64decode(word).decode(errors="replace")

@@ -1,0 +1,155 @@
+"""Real boots: firmware, boot loader, kernel, initramfs and init, and apk-atomic at work in what they started.
+
+Each test is the story of one machine, told over several boots: a boot costs 15 to 25 seconds, so each answers many
+questions. The guest says which generation it is (field 4 of / in mountinfo), which kernel runs and how / is mounted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.boot.disk import loader_config, wiki_disk
+from tests.boot.kernels import Kernel, debian_kernels
+from tests.boot.machine import Machine, System
+from tests.boot.mirror import FETCH, make_mirror
+from tests.support.packages import File, Package
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+
+ZSTD = "compress-force=zstd"
+# In the root of a change /dev is the machine's: a package's script can write to the serial line.
+HANGS = "#!/bin/sh\necho @@installing >/dev/ttyS0\nexec sleep 1000\n"
+IN_TOP = "mkdir -p /run/top && mount -o subvolid=5,ro /dev/vda2 /run/top && cd /run/top || exit 1\n"
+DIGEST = "find . \\( -type f -o -type l \\) -print0 | sort -z | xargs -0 md5sum | md5sum"
+# Of a stopped process: the state in /proc/PID/status.
+UNTIL_STOPPED = "while ! grep -q '^State:.T' /proc/$!/status; do sleep 0.1; done; echo @@stopped >/dev/ttyS0"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `apk-atomic status --json` says."""
+
+    booted: str
+    pending: bool
+    fallback_booted: bool
+    slots: list[str]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> tuple[Kernel, Kernel]:
+    return debian_kernels()
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory, kernels: tuple[Kernel, Kernel]) -> Path:
+    """What the distribution publishes after the installation: a new kernel, and three more packages."""
+    image = tmp_path_factory.mktemp("mirror") / "image"
+    hangs = Package("hangs", scripts={"post-install": HANGS})
+    make_mirror(image, kernels[1].package(), program("hello"), program("later"), hangs)
+    return image
+
+
+def program(name: str) -> Package:
+    return Package(name, files={f"usr/bin/{name}": File(f"#!/bin/sh\necho {name} runs\n".encode(), 0o755)})
+
+
+def status(system: System) -> Status:
+    answer = json.loads(system.run("apk-atomic status --json 2>/dev/null", check=True).text)
+    assert answer["booted"] == system.generation
+    return Status(*(answer[key] for key in ("booted", "pending", "fallback_booted", "slots")))
+
+
+def top(system: System, script: str) -> str:
+    """What a script says that runs in the top level, which it can only read."""
+    return system.run(f"({IN_TOP}{script}\n) && umount /run/top", check=True).text
+
+
+def left_over(system: System) -> list[str]:
+    """What a transaction that did not end leaves in staging/."""
+    return top(system, "ls staging 2>/dev/null || true").split()
+
+
+def test_life_of_a_machine(tmp_path: Path, mirror: Path, kernels: tuple[Kernel, Kernel]) -> None:
+    """Upgrades, power cuts in the middle of them, a fallback from the menu and a rollback, on a volume with zstd."""
+    old, new = (kernel.release for kernel in kernels)
+    disk = tmp_path / "disk"
+    wiki_disk(disk, ZSTD)
+    machine = Machine(disk, tmp_path, mirror)
+
+    with machine.booted() as system:
+        first = system.generation
+        assert (system.release, "compress-force=zstd" in system.mount) == (old, True)
+        assert system.run("touch /etc/sealed").status != 0
+        system.run(FETCH, check=True)
+        system.start("apk-atomic add hangs")
+        system.wait_for("@@installing")
+        system.cut_power()
+
+    with machine.booted() as system:
+        assert (system.generation, system.release) == (first, old)
+        assert len(left_over(system)) == 1
+        system.run("apk-atomic add hello", check=True)
+        assert not left_over(system)
+        second = status(system).slots[0]
+        assert status(system) == Status(first, True, False, [second, first, first, first])
+        system.start(f"APK_ATOMIC_FAULT=renamed:stop apk-atomic upgrade & {UNTIL_STOPPED}")
+        system.wait_for("@@stopped")
+        system.cut_power()
+
+    with machine.booted() as system:
+        # Which one is up to what btrfs had written by then. But whichever boots is whole: the loader, which knows
+        # nothing of the log tree, took the kernel from where the kernel took its root.
+        assert system.generation == status(system).slots[0] != first
+        assert system.release == (old if system.generation == second else new)
+        assert system.run("hello", check=True).text == "hello runs\n"
+        system.run("apk-atomic upgrade && apk-atomic add later", check=True)
+        before, third = system.generation, status(system).slots[0]
+        assert status(system).slots[:2] == [third, before]
+        assert not left_over(system)
+        system.power_off()
+
+    with machine.booted(fallback=1) as system:
+        assert (system.generation, system.run("later").status) == (before, 127)
+        assert status(system).fallback_booted
+        refused = system.run("apk-atomic add hangs")
+        assert refused.status == 106 and "--atomic-base" in refused.text, refused
+        system.run("apk-atomic rollback", check=True)
+        assert status(system).slots[0] == before
+        system.power_off()
+
+    with machine.booted() as system:
+        assert system.generation == before
+        assert not status(system).fallback_booted
+        assert system.run("later").status == 127
+        system.run("apk-atomic prove", check=True)
+
+
+def test_wiki(tmp_path: Path, mirror: Path, kernels: tuple[Kernel, Kernel]) -> None:
+    """The layout made by hand is taken over as it is and upgraded; what is reported is there after a power cut."""
+    old, new = (kernel.release for kernel in kernels)
+    disk = tmp_path / "disk"
+    wiki_disk(disk)
+    menu = loader_config(disk)
+    machine = Machine(disk, tmp_path, mirror)
+
+    with machine.booted() as system:
+        born = system.generation
+        assert (system.release, f"subvol=/snapshots/{born}/@" in system.mount) == (old, True)
+        assert status(system) == Status(born, False, False, [born] * 4)
+        foreign = top(system, f"md5sum fstab; cd snapshots/{born}/@ && {DIGEST}")
+        system.run(f"{FETCH} && apk-atomic add hello", check=True)
+        system.start("apk-atomic upgrade && echo @@reported >/dev/ttyS0")
+        system.wait_for("@@reported")
+        system.cut_power()
+
+    with machine.booted() as system:
+        assert (system.generation != born, system.release) == (True, new)
+        assert system.run("hello", check=True).text == "hello runs\n"
+        assert status(system) == Status(system.generation, False, False, [system.generation, born, born, born])
+        assert top(system, f"md5sum fstab; cd snapshots/{born}/@ && {DIGEST}") == foreign
+        assert top(system, "ls").split() == ["commons", "current", "fstab", "links", "next", "snapshots", "staging"]
+    assert loader_config(disk) == menu
