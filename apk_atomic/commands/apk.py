@@ -9,7 +9,7 @@ from typing import NoReturn
 from apk_atomic import apkline, chroot, staged, volume
 from apk_atomic.cmdline import Line
 from apk_atomic.config import Config
-from apk_atomic.context import Context, read_config
+from apk_atomic.context import Context, read_config, require_root
 from apk_atomic.errors import AtomicError, NotSuchRoot, Refused
 from apk_atomic.model import State
 from apk_atomic.namespace import Command
@@ -39,7 +39,7 @@ def query(context: Context, line: Line) -> NoReturn:
     """Answered from the pending generation, so that what was added is there, else by the booted one."""
     if context.spec is None and not volume.pending_ids():
         pass_through(line)
-    if os.geteuid() != 0:
+    if _is_user(context):
         _aside(context, line, "answered by the booted generation; only root can ask the pending one")
         pass_through(line)
     _in_chosen(context, line, _queried)
@@ -47,7 +47,7 @@ def query(context: Context, line: Line) -> NoReturn:
 
 def simulate(context: Context, line: Line) -> NoReturn:
     """Computed on the base that the transaction would have."""
-    if os.geteuid() != 0:
+    if _is_user(context):
         if volume.pending_ids():
             _aside(context, line, "simulated on the booted generation; only root can use the pending one")
         pass_through(line)
@@ -56,9 +56,16 @@ def simulate(context: Context, line: Line) -> NoReturn:
 
 def cache(context: Context, line: Line) -> NoReturn:
     """`update` and `cache`: they change the shared cache only, so they need no generation but a writable /var/cache."""
-    if os.geteuid() != 0:
+    if _is_user(context):
         pass_through(line)
     _in_chosen(context, line, _queried, writes_cache=True)
+
+
+def _is_user(context: Context) -> bool:
+    """Whether an ordinary user asks, to whom the running system's apk answers; for another volume it must not."""
+    if context.spec is not None:
+        require_root(context.argv)
+    return os.geteuid() != 0
 
 
 def _queried(state: State, config: Config) -> str:

@@ -72,6 +72,15 @@ def test_ordinary_user_is_answered_from_booted(pending: Guest) -> None:
     assert (refused.status, "only root can do this; nothing was changed" in refused.stderr) == (100, True)
 
 
+@pytest.mark.parametrize("words", ["info", "add -s hello", "update"])
+def test_ordinary_user_gets_no_answer_for_another_volume(volume: Volume, pending: Guest, words: str) -> None:
+    """Least of all that of the running system."""
+    named = ["apk-atomic", "--atomic-volume", volume.device, *words.split()]
+    refused = pending.run(named, uid=USER_ID)
+    assert (refused.status, refused.stdout) == (100, "")
+    assert "only root can do this; nothing was changed" in refused.stderr
+
+
 def test_questions_of_a_pending_generation_change_nothing(volume: Volume, pending: Guest) -> None:
     before = volume.generations(), volume.current()
     pending.run(["apk", "version"])
