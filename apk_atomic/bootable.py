@@ -202,7 +202,8 @@ def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:
     """What is looked up once more through the new pointer just before the switch."""
     if facts.menu_paths is not None:
         return tuple(path.lstrip("/") for path in facts.menu_paths)
-    return boot_names(root.base_root)
+    names = boot_names(root.base_root)
+    return tuple(name for name in names if name in boot_names(root.root)) if facts.allow_removed else names
 
 
 def recorded_images(

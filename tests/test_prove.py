@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support import bootfiles
 from tests.support.world import Guest, Volume, make_volume
 
-RELEASE = "6.18.44-0-lts"
+RELEASE, OTHER = "6.18.44-0-lts", "6.18.44-0-virt"
 
 
 def bootable(tree: Path) -> None:
@@ -54,6 +54,28 @@ def test_a_truncated_initramfs_is_named() -> None:
     assert "initramfs-damaged" in codes(document, "failures")
     assert "boot/initramfs-lts" in told.stdout
     assert "would not boot" in told.stderr
+
+
+def test_a_kernel_is_removed_where_the_configuration_lets_it() -> None:
+    def two_kernels(tree: Path) -> None:
+        bootable(tree)
+        bootfiles.write_files(tree, bootfiles.kernel_files("virt", OTHER))
+        (tree / "boot/initramfs-virt").write_bytes(bootfiles.initramfs_image(OTHER))
+
+    remove = ["apk-atomic", "run", "--", "sh", "-c", f"rm -r /boot/*-virt /lib/modules/{OTHER} /usr/share/kernel/virt"]
+    allow = 'mkdir -p /etc/apk-atomic; printf "[proof]\nallow_removed_kernel = true\n" >/etc/apk-atomic/apk-atomic.toml'
+    with make_volume(prepare=two_kernels) as volume:
+        guest = volume.boot()
+        refused = guest.run(remove)
+        guest.run(["apk-atomic", "run", "--", "sh", "-c", allow], check=True)
+        guest.reboot()
+        allowed = guest.run(remove)
+        names = os.listdir(volume.tree() / "boot")
+    assert (refused.status, "vmlinuz-virt is gone" in refused.stderr) == (104, True)
+    assert (allowed.status, "warning: boot/vmlinuz-virt is gone" in allowed.stderr) == (0, True), allowed
+    assert sorted(name for name in names if "-" in name and not name.startswith(("System", "config"))) == [
+        "initramfs-lts", "vmlinuz-lts",
+    ]  # fmt: skip
 
 
 def test_without_a_kernel_it_says_so(guest: Guest) -> None:
