@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from apk_atomic.errors import AtomicError, Interrupted, Locked
-from apk_atomic.lock import RUN, Lock
+from apk_atomic.lock import RUN, Lock, make_run_directory
 from apk_atomic.signals import Signals
 from tests.support import engine
 
@@ -83,6 +83,16 @@ def test_one_at_a_time(signals: Signals) -> None:
             pass
     with lock(signals, "apk-atomic del y"):
         assert Path(HOLDER).read_text() == f"pid {os.getpid()}, apk-atomic del y\n"
+
+
+def test_everybody_may_look_into_the_directory() -> None:
+    os.rmdir(RUN)
+    previous = os.umask(0o077)
+    try:
+        make_run_directory()
+    finally:
+        os.umask(previous)
+    assert os.stat(RUN).st_mode & 0o7777 == 0o755
 
 
 def test_files_are_for_root_to_write(signals: Signals) -> None:
