@@ -136,13 +136,14 @@ class State:
 
     `slots`: the IDs that current/0… name, '' where one does not resolve to a generation. `booted`: the ID
     that runs now; None where the volume is not the running system's. `pending`: /run/apk-atomic/next agrees
-    with `current`, and slot 0 is not booted.
+    with `current`, and slot 0 is not booted. `chosen`: then, by a rollback to a generation that was there before.
     """
 
     generations: tuple[Generation, ...] = ()
     slots: tuple[str, ...] = ()
     booted: str | None = None
     pending: bool = False
+    chosen: bool = False
 
     @property
     def next(self) -> str:

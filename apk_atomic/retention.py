@@ -164,8 +164,8 @@ def _default_target(state: State) -> str:
 def slots_after_commit(state: State, new: str, base: str, count: int) -> tuple[str, ...]:
     """What current/0…count-1 name once `new`, made from `base`, is committed; `state` need not hold it yet.
 
-    A pending generation that `new` was built on has done its duty and goes, unless it is good or pinned:
-    then it was not merely pending but chosen by a rollback.
+    A pending generation that `new` was built on has done its duty and goes, unless it is good or pinned, or
+    was there before and is pending by a rollback only.
     """
     return _slots(state, new, _unproven(state, base) if state.pending and base == state.next else "", count)
 
@@ -188,9 +188,9 @@ def slots_after_discard(state: State, count: int) -> tuple[str, ...]:
 
 
 def _unproven(state: State, name: str) -> str:
-    """`name`, or '' when that generation has a title of its own to a slot."""
+    """`name` of the pending generation, or '' when that has a title of its own to a slot."""
     found = state.find(name)
-    return "" if found and (found.good or found.pinned) else name
+    return "" if state.chosen or (found and (found.good or found.pinned)) else name
 
 
 def _slots(state: State, first: str, leaving: str, count: int) -> tuple[str, ...]:

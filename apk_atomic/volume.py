@@ -178,11 +178,13 @@ def _state(volume: Volume, links: str, named: tuple[str, ...], generations: tupl
     known = {each.id for each in generations}
     slots = tuple(name if name in known else "" for name in named)
     moved = volume.running and links in pending_ids()
+    pending = moved and bool(slots) and slots[0] != volume.booted
     return State(
         generations=generations,
         slots=slots,
         booted=volume.booted,
-        pending=moved and bool(slots) and slots[0] != volume.booted,
+        pending=pending,
+        chosen=pending and slots[0] != links,  # a commit gives both the same ID
     )
 
 

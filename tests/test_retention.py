@@ -242,6 +242,13 @@ def test_discard_drops_the_pending_one() -> None:
     assert slots_after_discard(good, 4) == ("b", "p", "a", "a")
 
 
+def test_what_a_rollback_made_pending_is_no_new_one() -> None:
+    """It is a fallback again after a discard, and stays one under what is built on it."""
+    state = State(generations("a", "b", "c"), ("a", "c", "b"), "c", pending=True, chosen=True)
+    assert slots_after_discard(state, 4) == ("c", "b", "a", "a")
+    assert slots_after_commit(state, "n", "a", 4) == ("n", "c", "b", "a")
+
+
 def test_discard_without_a_pending_or_a_booted_one_is_refused() -> None:
     for state in (
         State(generations("a", "b"), ("b", "a"), "b"),

@@ -25,12 +25,15 @@ def rollback(context: Context, target: str | None, *, wait: float = 0) -> int:
 
 
 def discard(context: Context, *, wait: float = 0) -> int:
-    """The booted generation is next again; the pending one is deleted unless it is good, pinned or in use."""
+    """The booted generation is next again; the pending one is deleted, unless it is good, pinned, in use or older than
+    its being next: a rollback is taken back, and what it led to stays.
+    """
     with context.locked(wait=wait) as work:
         state = volume.read_state(work.volume)
         slots = slots_after_discard(state, work.config.generations.slots)
         repoint.point_at(work, state, slots)
-        context.console.note(f"generation {state.next} is discarded; {state.booted} is next")
+        what = "no longer next" if state.chosen else "discarded"
+        context.console.note(f"generation {state.next} is {what}; {state.booted} is next")
         session.after_switch(work, lambda: _drop(work, state, slots), lambda: session.announce(work))
     return 0
 
@@ -38,7 +41,7 @@ def discard(context: Context, *, wait: float = 0) -> int:
 def _drop(work: Work, state: State, slots: tuple[str, ...]) -> None:
     """Deletes the generation that was pending, where nothing else keeps it."""
     dropped = state.find(state.next)
-    if dropped is None or dropped.good or dropped.pinned or dropped.id in slots:
+    if dropped is None or state.chosen or dropped.good or dropped.pinned or dropped.id in slots:
         return
     if dropped.id not in session.mounted_generations(work.volume):
         session.collect(work, (Victim(dropped.id, "discarded"),))
