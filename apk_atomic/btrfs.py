@@ -82,7 +82,7 @@ def is_btrfs(fd: int) -> bool:
 def fs_info(fd: int) -> FsInfo:
     """What the volume of `fd` is."""
     buffer = bytearray(raw.FS_INFO_ARGS.pack(0, 0, b"", 0, 0, 0, 0, 0, _WANT_GENERATION, 0, b"", b""))
-    raw.call(fd, raw.IOC_FS_INFO, buffer, files.fd_path(fd))
+    raw.call(fd, raw.IOC_FS_INFO, buffer)
     max_id, devices, fsid, node, sector, _, _, _, _, generation, _, _ = raw.FS_INFO_ARGS.unpack(buffer)
     return FsInfo(_uuid(fsid), devices, max_id, node, sector, generation)
 
@@ -138,7 +138,7 @@ def subvolume_id(fd: int) -> int:
 def subvolume_info(fd: int) -> SubvolumeInfo:
     """About the subvolume that holds `fd`; Linux 4.18."""
     buffer = bytearray(raw.SUBVOL_INFO_ARGS.size)
-    raw.call(fd, raw.IOC_GET_SUBVOL_INFO, buffer, files.fd_path(fd))
+    raw.call(fd, raw.IOC_GET_SUBVOL_INFO, buffer)
     fields = raw.SUBVOL_INFO_ARGS.unpack(buffer)
     number, name, parent_id, _, generation, flags, uuid, parent_uuid, _, ctransid, otransid = fields[:11]
     seconds, nanoseconds = fields[15:17]
@@ -224,12 +224,12 @@ def set_readonly(fd: int, readonly: bool) -> None:
     flags = _flags(fd)
     wanted = flags | _READONLY if readonly else flags & ~_READONLY
     if wanted != flags:
-        raw.call(fd, raw.IOC_SUBVOL_SETFLAGS, bytearray(raw.FLAGS.pack(wanted)), files.fd_path(fd))
+        raw.call(fd, raw.IOC_SUBVOL_SETFLAGS, bytearray(raw.FLAGS.pack(wanted)))
 
 
 def sync(fd: int) -> None:
     """Commit the volume; as `files.syncfs`, which also reports earlier failures to write back."""
-    raw.call(fd, raw.IOC_SYNC, None, files.fd_path(fd))
+    raw.call(fd, raw.IOC_SYNC, None)
 
 
 def space(fd: int) -> Space:
@@ -255,7 +255,7 @@ def _destroy_inside(fd: int) -> None:
 
 def _flags(fd: int) -> int:
     buffer = bytearray(raw.FLAGS.size)
-    raw.call(fd, raw.IOC_SUBVOL_GETFLAGS, buffer, files.fd_path(fd))
+    raw.call(fd, raw.IOC_SUBVOL_GETFLAGS, buffer)
     flags: int = raw.FLAGS.unpack(buffer)[0]
     return flags
 

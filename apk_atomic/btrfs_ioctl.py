@@ -58,8 +58,8 @@ IOC_SNAP_DESTROY_V2 = _request(_WRITE, 63, VOL_ARGS_V2.size)
 _SEARCH_BUFFER = 65536  # any item with its header: it is smaller than a node, at most 64 KiB
 
 
-def call(fd: int, request: int, buffer: bytearray | None, label: str) -> None:
-    """ioctl(2) on `fd`, in place in `buffer`; OSError names `label`.
+def call(fd: int, request: int, buffer: bytearray | None, label: str = "") -> None:
+    """ioctl(2) on `fd`, in place in `buffer`; OSError names `label`, or else what `fd` is open on.
 
     Always a bytearray: fcntl refuses immutable bytes above 1024. EINTR is retried, which fcntl.ioctl leaves
     to us.
@@ -70,7 +70,14 @@ def call(fd: int, request: int, buffer: bytearray | None, label: str) -> None:
             return
         except OSError as failure:
             if failure.errno != errno.EINTR:
-                raise OSError(failure.errno, failure.strerror, label) from failure
+                raise OSError(failure.errno, failure.strerror, label or _name_of(fd)) from failure
+
+
+def _name_of(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return f"descriptor {fd}"
 
 
 Found = tuple[Key, memoryview]

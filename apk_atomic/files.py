@@ -80,6 +80,16 @@ def open_beneath(dirfd: int, path: str, flags: int, mode: int = 0, *, resolve: i
     raise error(ctypes.get_errno(), path)
 
 
+def open_entry(dirfd: int, name: str, flags: int) -> int:
+    """Open entry `name` of directory `dirfd` and return a close-on-exec descriptor; a link is not followed (ELOOP).
+
+    `name` is one component, else EINVAL: then this is as strict as `open_beneath`, and a third of its price.
+    """
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise error(errno.EINVAL, name)
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+
+
 def open_in_root(dirfd: int, path: str, flags: int, mode: int = 0, *, no_xdev: bool = False) -> int:
     """Open `path` as if `dirfd` were `/`: links, absolute ones too, and ".." resolve inside it, as in a
     chroot."""

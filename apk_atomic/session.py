@@ -112,11 +112,17 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
 
 
 def plan_garbage(opened: Volume, config: Config, state: State, now: float) -> tuple[Victim, ...]:
-    """What would be collected now; the mount tables are read only when there is something to delete."""
+    """What would be collected now.
+
+    `state` may be older than a mark that somebody set: what it would let go is read again. The mount tables are read
+    only when there is something to delete.
+    """
     keep = Keep(config.generations.keep, config.generations.keep_days)
     nothing: frozenset[str] = frozenset()
-    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now):
+    suspects = garbage(state, keep, mounted=nothing, at_work=nothing, now=now)
+    if not suspects:
         return ()
+    state = volume.read_again(opened, state, (victim.id for victim in suspects))
     return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now)
 
 

@@ -113,7 +113,7 @@ def perform(work: Work, request: Request) -> Done:
     except BaseException:
         _discard(work, name, request)
         raise
-    return _afterwards(work, name, before, result)
+    return _afterwards(work, name, before, state, result)
 
 
 class _Result(NamedTuple):
@@ -359,20 +359,21 @@ def _keep(work: Work, name: str) -> bool:
     return True
 
 
-def _afterwards(work: Work, name: str, before: str, result: _Result) -> Done:
-    """The new generation is in place: from here on failures are warnings."""
+def _afterwards(work: Work, name: str, before: str, state: State, result: _Result) -> Done:
+    """The new generation is in place: from here on failures are warnings. `before`, `state`: as at the start."""
     session.after_switch(
         work,
         lambda: pointer.confirm(work.volume, name),
         lambda: journal.remove(work.volume, name),
         lambda: journal.remove_directory(work.volume, journal.LINKS, before),
         lambda: _hooks(work, "post-commit.d", name, ""),
-        lambda: _collect_garbage(work),
+        lambda: _collect_garbage(work, state, name),
         lambda: session.announce(work),
     )
     return Done(name, result.packages, result.bootable.warnings)
 
 
-def _collect_garbage(work: Work) -> None:
-    state = volume.read_state(work.volume)
+def _collect_garbage(work: Work, before: State, name: str) -> None:
+    """What the commit of `name` left without a slot. To read a thousand generations once more would cost 15 ms."""
+    state = volume.read_again(work.volume, before, (name,))
     session.collect(work, session.plan_garbage(work.volume, work.config, state, time.time()))

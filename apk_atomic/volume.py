@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -201,6 +201,19 @@ def read_slots(volume: Volume) -> State:
     return _state(volume, links, named, tuple(each for each in found if each is not None))
 
 
+def read_again(volume: Volume, known: State, names: Iterable[str]) -> State:
+    """The state now, in which only the generations `names` are read anew; of the others it has what was `known`."""
+    links = current_links(volume)
+    wanted = dict.fromkeys(names)
+    snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
+    try:
+        found = [read_generation(volume, snapshots, name) for name in wanted]
+    finally:
+        os.close(snapshots)
+    kept = [each for each in known.generations if each.id not in wanted]
+    return _state(volume, links, slot_links(volume, links), (*kept, *(each for each in found if each is not None)))
+
+
 def count_generations(volume: Volume) -> int:
     """How many names `snapshots/` holds that may be generations."""
     return sum(is_safe_name(name) for name in files.list_names(volume.top, "snapshots"))
@@ -219,7 +232,7 @@ def _generations(volume: Volume, *, records: bool) -> Iterator[Generation]:
 def read_generation(volume: Volume, snapshots: int, name: str, *, records: bool = False) -> Generation | None:
     """The generation in `snapshots/NAME`; None where there is no subvolume `@`."""
     try:
-        directory = files.open_beneath(snapshots, name, _DIRECTORY)
+        directory = files.open_entry(snapshots, name, _DIRECTORY)
     except OSError:
         return None
     try:
@@ -234,11 +247,11 @@ def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:
     beside = set(os.listdir(directory))
     if "@" not in beside:
         return None
-    root = files.open_beneath(directory, "@", _DIRECTORY)
+    root = files.open_entry(directory, "@", _DIRECTORY)
     try:
-        if not btrfs.is_subvolume(root):
+        if os.fstat(root).st_ino != btrfs.SUBVOLUME_INODE:
             return None
-        info = btrfs.subvolume_info(root)
+        info = btrfs.subvolume_info(root)  # OSError where it is not btrfs
     finally:
         os.close(root)
     return Generation(

@@ -51,6 +51,21 @@ def test_open_beneath_opens_and_closes_on_exec(fd: int) -> None:
     assert read_and_close(opened) == b"inside"
 
 
+def test_open_entry_opens_one_name_and_no_link(root: Path, fd: int) -> None:
+    (root / "link").symlink_to("etc")
+    opened = files.open_entry(fd, "etc", os.O_RDONLY | os.O_DIRECTORY)
+    assert not os.get_inheritable(opened)
+    assert os.listdir(opened) == ["name"]
+    os.close(opened)
+    for name, code in (
+        ("etc/name", errno.EINVAL), ("/etc", errno.EINVAL), ("..", errno.EINVAL), (".", errno.EINVAL),
+        ("", errno.EINVAL), ("a\0b", errno.EINVAL), ("link", errno.ELOOP), ("none", errno.ENOENT),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as failure:
+            files.open_entry(fd, name, os.O_RDONLY)
+        assert failure.value.errno == code, name
+
+
 def test_open_beneath_takes_a_path_descriptor_and_ignores_a_mode_without_create(root: Path) -> None:
     path_only = os.open(root, os.O_PATH)
     try:

@@ -65,6 +65,14 @@ def test_what_is_in_no_slot_goes_oldest_first(place: Place) -> None:
     assert collected(place, keep=9) == []
 
 
+def test_a_mark_that_was_set_meanwhile_counts(place: Place) -> None:
+    place.generation("four")
+    state = read_state(place.volume)
+    (place.top / "snapshots/one/pinned").touch()
+    victims = session.plan_garbage(place.volume, Config(), state, time.time() + 10)
+    assert [victim.id for victim in victims] == ["four"]
+
+
 def test_marks_save_a_generation(place: Place) -> None:
     home = place.top / "snapshots/one"
     for name, saved in (("pinned", True), ("good", True), ("failed", False)):

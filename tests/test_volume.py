@@ -24,6 +24,7 @@ from apk_atomic.volume import (
     open_root,
     opened,
     pending_ids,
+    read_again,
     read_record,
     read_slots,
     read_state,
@@ -218,6 +219,22 @@ def test_read_slots_is_read_state_on_the_slots(place: Place) -> None:
         assert replace(whole, generations=()) == replace(part, generations=())
         assert {each.id for each in part.generations} == {each.id for each in whole.generations} & wanted
         assert all(whole.find(each.id) == each for each in part.generations)
+
+
+def test_read_again_reads_what_it_is_told_to(place: Place) -> None:
+    place.generation("three")
+    known = read_state(place.volume)
+    for name in ("one", "three"):
+        (place.top / "snapshots" / name / "pinned").touch()
+    place.generation("four")
+    place.point("four", "one", name="second")
+    assert read_again(place.volume, known, ()) == replace(known, slots=("", "one"))
+    found = read_again(place.volume, known, ("four", "three", "three", "gone"))
+    now = read_state(place.volume)
+    assert found.slots == ("four", "one")
+    assert {each.id for each in found.generations} == {each.id for each in now.generations}
+    for each in found.generations:
+        assert (each == now.find(each.id)) is (each.id != "one"), each.id
 
 
 # ---- pending -----------------------------------------------------------------------------------------------
