@@ -67,7 +67,7 @@ def hidden_files(root: Staged, before: bytes, after: bytes) -> tuple[str, ...]:
     points -= {common.point for common in set(root.plan.commons).difference(root.commons)}
     places = tuple(sorted({point for point in points if point.startswith("/")} | set(_FRESH)))
     owned = (f"/{path}" for path in installed.new_files(before, after))
-    return tuple(path for path in owned if _below(path, places) and not _below(path, _QUIET))
+    return tuple(path for path in owned if _below(path, places))
 
 
 def named(paths: tuple[str, ...]) -> str:
