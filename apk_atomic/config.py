@@ -138,7 +138,8 @@ def _refused(name: str, mistakes: list[str]) -> UsageError:
     if len(mistakes) > len(shown):
         shown.append(f"{name}: and {len(mistakes) - len(shown)} more mistakes")
     text = "\n".join([*shown, "nothing was changed"])
-    return UsageError(text, hint=f"correct {name}, or remove it for the defaults")
+    hint = f"where it is sealed: mount --bind a corrected copy over it, then: apk-atomic run -- vi {name}"
+    return UsageError(text, hint=hint)
 
 
 def _number(least: int, most: int) -> Callable[[object], int]:

@@ -67,6 +67,14 @@ def read_config(opened: Volume) -> Config:
             return Config()
         root = volume.open_root(opened, slots[0])
     try:
+        return config_of(root)
+    finally:
+        os.close(root)
+
+
+def config_of(root: int) -> Config:
+    """The configuration in the root that `root` is a descriptor of; otherwise as `read_config`."""
+    try:
         data = files.read_file(root, CONFIG, _CONFIG_LIMIT, resolve=files.IN_ROOT)
     except FileNotFoundError:
         if not _is_dangling(root):
@@ -76,8 +84,6 @@ def read_config(opened: Volume) -> Config:
     except OSError as error:
         hint = f"repair or remove /{CONFIG}"
         raise UsageError(f"/{CONFIG}: {error.strerror}; nothing was changed", hint=hint) from error
-    finally:
-        os.close(root)
     return load(data, f"/{CONFIG}")
 
 

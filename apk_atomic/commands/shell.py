@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from apk_atomic import chroot, transaction
 from apk_atomic.atomic_options import AtomicOptions
-from apk_atomic.context import Context
+from apk_atomic.context import Context, config_of
 from apk_atomic.errors import ChangeFailed, UsageError
 from apk_atomic.model import Kind
 from apk_atomic.namespace import Command
@@ -54,9 +54,22 @@ def _perform(
         root.work.signals.check()
         if status:
             raise ChangeFailed(f"{argv[0]} ended with exit status {status}; nothing was changed", status=status)
+        _require_configuration(root)
 
     request = Request(kind, context.argv, change, options.base, options.message or "", options.keep_failed)
     with context.locked(wait=options.wait or 0) as work:
         done = transaction.perform(work, request)
         summary(work, done)
     return UNCHANGED if not done.id and options.unchanged_77 else 0
+
+
+def _require_configuration(root: Staged) -> None:
+    """Once that generation is booted its root is sealed, and with a wrong file no command would be left to mend it.
+
+    Not asked of apk's changes: those may bring a newer apk-atomic, which knows other keys.
+    """
+    try:
+        config_of(root.root)
+    except UsageError as error:
+        hint = "no command of apk-atomic would work in that generation: put it right within the same change"
+        raise UsageError(error.message, hint=hint) from error

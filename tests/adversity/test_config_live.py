@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adversity.trial import Trial
+from tests.adversity.trial import Trial, publish_script
 
 NAME = "/etc/apk-atomic/apk-atomic.toml"
 
@@ -71,3 +71,28 @@ def test_mended_configuration_counts_at_once(trial: Trial) -> None:
         assert len(trial.volume.slots()) == 9
     trial.works()
     assert len(trial.volume.slots()) == 4
+
+
+def test_change_that_would_lock_us_out(trial: Trial) -> None:
+    """In a sealed root nobody could correct it: each command that changes something wants it to be right."""
+    write = f"mkdir -p /etc/apk-atomic; echo '[generations]' >{NAME}; echo 'slots = {{}}' >>{NAME}"
+    for verb in (("run", "--", "sh", "-c"), ("shell",)):
+        argv, end = ["apk-atomic", *verb], write.format(99)
+        how = {} if verb[0] == "run" else {"input": f"{end}\n"}
+        result = trial.refused(*argv, *([end] if verb[0] == "run" else []), status=100, says="generations.slots", **how)
+        assert "put it right within the same change" in result.stderr
+    trial.committed("apk-atomic", "run", "--", "sh", "-c", write.format(5))
+
+
+def test_wrong_configuration_in_a_sealed_root_can_be_mended(trial: Trial) -> None:
+    """As the hint says. A package may have brought it."""
+    publish_script(trial.volume, "wrong", f"mkdir -p /etc/apk-atomic; echo 'x = 1' >{NAME}")
+    trial.committed("apk-atomic", "add", "wrong")
+    trial.reboot()
+    refused = trial.refused("apk-atomic", "run", "true", status=100, says="x: unknown table")
+    assert f"mount --bind a corrected copy over it, then: apk-atomic run -- vi {NAME}" in refused.stderr
+    bind = f"touch /tmp/good && mount --bind /tmp/good {NAME}"
+    mend = f"{bind} && apk-atomic run -- rm {NAME}; status=$?; umount {NAME}; exit $status"
+    assert trial.run("sh", "-c", mend).status == 0
+    trial.reboot()
+    trial.works()
