@@ -7,6 +7,7 @@ root can lead a mount to the host.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -116,14 +117,25 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
 
 def mount_table(process: str = "self") -> tuple[Mount, ...]:
     """What is mounted in the namespace of a process; OSError where it is gone."""
-    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as table:
-        return parse_mountinfo(table.read())
+    table = os.open(f"/proc/{process}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(table, 1 << 16):
+            parts.append(part)
+    finally:
+        os.close(table)
+    return parse_mountinfo(b"".join(parts).decode("utf-8", "surrogateescape"))
+
+
+# a process that has ended, or is a zombie, or is not for us to look into
+_NOT_TO_BE_SEEN = (errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM)
 
 
 def mount_tables() -> Iterator[tuple[Mount, ...]]:
     """The mount tables of all processes, each once: those with the same namespace and root share one.
 
-    To ask what a process shares costs a tenth of making and parsing its table.
+    To ask what a process shares costs a tenth of making and parsing its table. OSError where one that is alive cannot
+    be read for want of memory or the like: then nobody knows what is mounted.
     """
     seen = set()
     for process in os.listdir("/proc"):
@@ -133,8 +145,9 @@ def mount_tables() -> Iterator[tuple[Mount, ...]]:
                 if view not in seen:
                     yield mount_table(process)
                     seen.add(view)
-            except OSError:
-                continue  # it has ended meanwhile
+            except OSError as error:
+                if error.errno not in _NOT_TO_BE_SEEN:
+                    raise
 
 
 def _view_of(process: str) -> tuple[int, str, int, int]:
