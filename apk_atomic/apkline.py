@@ -28,10 +28,9 @@ def change(line: Line) -> Callable[[Staged], None]:
     """The change of an apk line, for a transaction: raises ChangeFailed when it is to be discarded."""
 
     def run(root: Staged) -> None:
-        before = _database(root.base_root)
         status = root.run(command(root.root, line), binds(line, root.plan, root.root))
         root.work.signals.check()
-        _conclude(root, line, before, status)
+        _conclude(root, line, status)
 
     return run
 
@@ -132,24 +131,14 @@ def _cwd() -> str:
         return "/"  # it was deleted
 
 
-def _database(root: int) -> tuple[bytes, int]:
-    """The database and the inode it is in; apk replaces the file whenever it commits."""
-    try:
-        content = files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
-        fd = files.open_in_root(root, installed.DATABASE, os.O_PATH)
-    except OSError:
-        return b"", 0
-    inode = os.fstat(fd).st_ino
-    os.close(fd)
-    return content, inode
-
-
-def _conclude(root: Staged, line: Line, before: tuple[bytes, int], status: int) -> None:
+def _conclude(root: Staged, line: Line, status: int) -> None:
     """Whether to go on (design, "Verdict on apk"); says which packages stay broken."""
-    after = _database(root.root)
+    after = root.database.read()
+    committed = root.database.inode != root.base_database.inode  # a snapshot keeps inode numbers
     accepted = frozenset((*line.atomic.accept, *root.work.config.chroot.accept))
-    old, new = installed.broken(before[0]), installed.broken(after[0])
-    verdict = judge(Evidence(status, old, new, before[1] != after[1], accepted))
+    new = installed.broken(after)
+    old = installed.broken(root.base_database.read()) if new else frozenset[str]()
+    verdict = judge(Evidence(status, old, new, committed, accepted))
     if verdict.status == 0:
         if verdict.broken:
             names = ", ".join(verdict.broken)
@@ -158,7 +147,7 @@ def _conclude(root: Staged, line: Line, before: tuple[bytes, int], status: int) 
     if not verdict.broken:
         raise ChangeFailed(f"apk failed with exit status {status}; nothing was changed", status=verdict.status)
     raise ChangeFailed(
-        f"{_reasons(after[0], verdict.broken)}; nothing was changed",
+        f"{_reasons(after, verdict.broken)}; nothing was changed",
         status=verdict.status,
         hint=f"to accept that, add --atomic-accept {','.join(verdict.broken)}",
     )

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from apk_atomic import btrfs, btrfs_trees, files
+from apk_atomic import btrfs, btrfs_trees, files, lookup
 from apk_atomic.btrfs_trees import ChangedInode
 
 _PREFIXES_IGNORED = ("var/cache/apk", "var/log/apk.log")
@@ -136,8 +136,10 @@ def _same_file(part: Part, name: str) -> bool:
             return False
     except OSError:
         return part.full(name).endswith(_LOCK)  # made on the first use of a root, always empty
-    before = _content(part.base, name)
-    return before is not None and before == _content(part.staged, name)
+    with lookup.opened(part.base, name) as before, lookup.opened(part.staged, name) as after:
+        if before is None or after is None or os.fstat(after).st_size > _COMPARE_LIMIT:
+            return False
+        return lookup.same_bytes(before, after)
 
 
 def _content(root: int, name: str) -> bytes | None:
@@ -147,11 +149,13 @@ def _content(root: int, name: str) -> bytes | None:
         return None
 
 
-def _attributes(root: int, name: str) -> tuple[int, int, int, tuple[tuple[str, bytes], ...]]:
+def _attributes(root: int, name: str) -> tuple[int, int, int, int, tuple[tuple[str, bytes], ...]]:
+    """Everything but names and content; the size of a file is here since most that differ need not be read then."""
     fd = files.open_beneath(root, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         found = os.fstat(fd)
         extended = tuple((key, os.getxattr(fd, key)) for key in sorted(os.listxattr(fd)))
-        return found.st_mode, found.st_uid, found.st_gid, extended
+        size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+        return found.st_mode, found.st_uid, found.st_gid, size, extended
     finally:
         os.close(fd)

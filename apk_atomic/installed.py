@@ -49,9 +49,9 @@ def packages(database: bytes) -> dict[str, Package]:
 
 def find(database: bytes, name: str) -> Package | None:
     """One package, found without parsing the others."""
-    key = b"\nP:" + name.encode() + b"\n"
-    at = (b"\n" + database).find(key)  # of the P in the database itself
-    if at < 0:
+    line = b"P:" + name.encode() + b"\n"
+    at = 0 if database.startswith(line) else database.find(b"\n" + line) + 1
+    if at == 0 and not database.startswith(line):
         return None
     start = database.rfind(b"\n\n", 0, at)
     end = database.find(b"\n\n", at)

@@ -151,10 +151,11 @@ def same_content(one: int, other: int, path: str) -> bool:
     with opened(one, path) as first, opened(other, path) as second:
         if first is None or second is None:
             return first == second and is_directory(one, path) == is_directory(other, path)
-        return os.fstat(first).st_size == os.fstat(second).st_size and _same_bytes(first, second)
+        return os.fstat(first).st_size == os.fstat(second).st_size and same_bytes(first, second)
 
 
-def _same_bytes(first: int, second: int) -> bool:
+def same_bytes(first: int, second: int) -> bool:
+    """Whether two open files have the same content; reads no further than the first difference."""
     offset = 0
     while chunk := os.pread(first, _CHUNK, offset):
         if os.pread(second, len(chunk), offset) != chunk:

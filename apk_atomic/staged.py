@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from apk_atomic import chroot, files, fstab, namespace
+from apk_atomic import chroot, files, fstab, installed, namespace
 from apk_atomic.changed import Part
 from apk_atomic.chroot import Bind, Common, RootPlan
 from apk_atomic.config import Config
@@ -24,6 +24,39 @@ _GET_FSLABEL = 0x81009431  # BTRFS_IOC_GET_FSLABEL, <linux/btrfs.h>
 _DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}
 
 
+class Database:
+    """apk's database in a root, which has ten megabytes on a large system: read when it is first asked for, and again
+    only when apk has replaced the file, as it does whenever it commits."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._inode = 0
+        self._content = b""
+
+    @property
+    def inode(self) -> int:
+        """The inode it is in now; 0 where there is none."""
+        try:
+            fd = files.open_in_root(self._root, installed.DATABASE, os.O_PATH)
+        except OSError:
+            return 0
+        try:
+            return os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+
+    def read(self) -> bytes:
+        """What it says now; nothing where it cannot be read."""
+        now = self.inode
+        if now != self._inode:
+            self._inode, self._content = now, b""
+            with suppress(OSError):
+                self._content = files.read_file(
+                    self._root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT
+                )
+        return self._content
+
+
 class Staged(NamedTuple):
     """`root` and `base_root` are directory descriptors of the writable staged root and of the sealed base.
 
@@ -37,6 +70,8 @@ class Staged(NamedTuple):
     base_root: int
     fstab: fstab.Rendered
     plan: RootPlan
+    base_database: Database
+    database: Database
     meanwhile: Callable[[], None] | None = None
 
     @property

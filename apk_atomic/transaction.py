@@ -34,7 +34,7 @@ from apk_atomic.model import Kind, PackageChanges, Record, State, to_json_dict
 from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.retention import Base, choose_base, slots_after_commit
 from apk_atomic.session import Work
-from apk_atomic.staged import Staged
+from apk_atomic.staged import Database, Staged
 
 if TYPE_CHECKING:
     from apk_atomic.bootable import Bootable
@@ -104,14 +104,15 @@ def perform(work: Work, request: Request) -> Done:
             journal.seal(work.volume, name)
         pointer.check(work.volume, name, before, result.bootable.boot_paths)
         work.signals.check()
+        work.signals.settle()
         pointer.switch(work.volume, name, before)
     except NotDurable:
         raise
     except OSError as error:
-        _discard(work, name, request)
+        _discard(work, name, base.id, request)
         raise refusal(error) from error
     except BaseException:
-        _discard(work, name, request)
+        _discard(work, name, base.id, request)
         raise
     return _afterwards(work, name, before, state, result)
 
@@ -119,6 +120,7 @@ def perform(work: Work, request: Request) -> Done:
 class _Result(NamedTuple):
     """What the change and the proof of it came to."""
 
+    base: str
     changed: Changed
     bootable: Bootable
     packages: PackageChanges
@@ -177,7 +179,8 @@ def _staged(work: Work, name: str, base: Base, clock: Clock) -> Iterator[Staged]
             stack.callback(os.close, base_root)
             text = _stage_fstab(work, name, base, root, base_root)
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
-        yield Staged(work, name, base.id, root, base_root, text, plan, _load_the_proof)
+        databases = Database(base_root), Database(root)
+        yield Staged(work, name, base.id, root, base_root, text, plan, *databases, meanwhile=_load_the_proof)
 
 
 def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
@@ -211,7 +214,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
         found = changed.compare(parts, fstab.encode(root.fstab.text))
     if not found.relevant:
         return None
-    before, after = (_database(fd) for fd in (root.base_root, root.root))
+    before, after = root.base_database.read(), root.database.read()
     _warn(root, before, after)
     with clock.step("prove"):
         from apk_atomic.bootable import make_bootable
@@ -220,7 +223,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     work.signals.check()
     _hooks(work, "pre-commit.d", root.id, root.base)
     point("hooked")
-    return _Result(found, bootable, installed.difference(before, after), after)
+    return _Result(root.base, found, bootable, installed.difference(before, after), after)
 
 
 def _load_the_proof() -> None:
@@ -253,21 +256,15 @@ def _name_altered(root: Staged) -> None:
         root.work.console.warn(f"changed meanwhile, shared by all generations: {shared.named(altered)}")
 
 
-def _database(root: int) -> bytes:
-    try:
-        return files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
-    except OSError:
-        return b""
+def _hooks(work: Work, directory: str, name: str, base: str, place: str = journal.STAGING) -> None:
+    """The executables of a hook directory of the running system; another system's are not run here.
 
-
-def _hooks(work: Work, directory: str, name: str, base: str) -> None:
-    """The executables of a hook directory of the running system; another system's are not run here."""
+    `place`: where generation `name` is now, "" when it is gone.
+    """
     if work.volume.running and os.path.isdir(f"{HOOKS}/{directory}"):
-        known = {
-            "APK_ATOMIC_ID": name,
-            "APK_ATOMIC_BASE": base,
-            "APK_ATOMIC_ROOT": f"{volume.TOP_LEVEL}/{journal.STAGING}/{name}/@",
-        }
+        known = {"APK_ATOMIC_ID": name, "APK_ATOMIC_BASE": base}
+        if place:
+            known["APK_ATOMIC_ROOT"] = f"{volume.TOP_LEVEL}/{place}/{name}/@"
         process.run_hooks(f"{HOOKS}/{directory}", known, work.signals)
 
 
@@ -327,16 +324,19 @@ def write_record(work: Work, record: Record) -> None:
     point("record")
 
 
-def _discard(work: Work, name: str, request: Request) -> None:
+def _discard(work: Work, name: str, base: str, request: Request) -> None:
     """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
+    work.signals.settle()
     if request.keep_failed and _keep(work, name):
         return
     try:
         journal.remove(work.volume, name)
     except (OSError, AtomicError) as failure:
         work.console.warn(f"staging/{name} could not be removed ({failure}); the next transaction will do it")
-    with suppress(AtomicError, OSError):
-        _hooks(work, "post-discard.d", name, "")
+    try:
+        _hooks(work, "post-discard.d", name, base, "")
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"after the discard: {failure}")
 
 
 def _keep(work: Work, name: str) -> bool:
@@ -366,7 +366,7 @@ def _afterwards(work: Work, name: str, before: str, state: State, result: _Resul
         lambda: pointer.confirm(work.volume, name),
         lambda: journal.remove(work.volume, name),
         lambda: journal.remove_directory(work.volume, journal.LINKS, before),
-        lambda: _hooks(work, "post-commit.d", name, ""),
+        lambda: _hooks(work, "post-commit.d", name, result.base, journal.SNAPSHOTS),
         lambda: _collect_garbage(work, state, name),
         lambda: session.announce(work),
     )
