@@ -62,6 +62,7 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_BLOCK, (*ending, signal.SIGCHLD))
         self.fd = signalfd((*ending, signal.SIGCHLD))
         self.first: Signal | None = None
+        self._settled = False
 
     def poll(self) -> Signal | None:
         """The next ending signal, if one arrived; the first is remembered. SIGCHLD only wakes a poll(2)."""
@@ -72,11 +73,15 @@ class Signals:
         return None
 
     def check(self) -> None:
-        """Raises Interrupted if an ending signal has arrived so far."""
+        """Raises Interrupted if an ending signal has arrived so far, and nothing is settled yet."""
         self.poll()
-        if self.first is not None:
+        if self.first is not None and not self._settled:
             name = signal.Signals(self.first.number).name
             raise Interrupted(self.first.number, f"interrupted by {name}; nothing was changed")
+
+    def settle(self) -> None:
+        """It is decided how this ends: signals wait, and what still has to run (hooks) runs to its end."""
+        self._settled = True
 
     def restore_for_exec(self) -> None:
         """In a child about to exec: the mask we were started with, and the dispositions Python changed."""

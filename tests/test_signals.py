@@ -153,3 +153,10 @@ def test_the_descriptor_is_not_inherited(held: Signals) -> None:
     assert not os.get_inheritable(held.fd)
     listing = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False, check=True)
     assert "signalfd" not in listing.stdout
+
+
+def test_settled(held: Signals) -> None:
+    send(signal.SIGTERM)
+    held.settle()
+    held.check()
+    assert held.first == Signal(signal.SIGTERM, from_terminal=False)

@@ -90,6 +90,30 @@ def test_hooks_after_the_end_cannot_undo_it(trial: Trial) -> None:
         assert trial.flag("discarded").exists()
 
 
+def test_hooks_after_the_end_are_told_of_it(trial: Trial) -> None:
+    text = 'echo "$APK_ATOMIC_ID $APK_ATOMIC_BASE $(cat "$APK_ATOMIC_ROOT/etc/made")" >/var/log/'
+    with trial.etc() as etc:
+        hook(etc, "post-commit.d", f"{text}commit")
+        hook(etc, "post-discard.d", 'echo "$APK_ATOMIC_BASE ${APK_ATOMIC_ROOT-none}" >/var/log/discard; exit 3')
+        new = trial.committed("apk-atomic", "run", "--", "sh", "-c", "echo content >/etc/made")
+        assert trial.flag("commit").read_text() == f"{new} {FIRST} content\n"
+        said = trial.refused("apk-atomic", "run", "false", status=1).stderr
+    assert trial.flag("discard").read_text() == f"{new} none\n"
+    assert "after the discard: /etc/apk-atomic/hooks.d/post-discard.d/10-test refused with exit status 3" in said
+
+
+@pytest.mark.parametrize(
+    ("point", "status", "directory"), [("renamed", 0, "post-commit.d"), ("hooked", 143, "post-discard.d")]
+)
+def test_signal_does_not_end_hooks_after_the_end(trial: Trial, point: str, status: int, directory: str) -> None:
+    """What has happened is told, whatever ends us; and it is not belied."""
+    with trial.etc() as etc:
+        hook(etc, directory, "sleep 0.1; touch /var/log/told")
+        result = trial.run(*CHANGE, env={"APK_ATOMIC_FAULT": f"{point}:term"})
+    assert (result.status, trial.flag("told").exists()) == (status, True), result
+    assert ("nothing was changed" in result.stderr) is (status != 0)
+
+
 def test_hook_that_changes_the_staged_root(trial: Trial) -> None:
     """It may: what it writes there is part of the generation."""
     with trial.etc() as etc:
