@@ -39,29 +39,30 @@ class Terminal:
         if self._take() and self._attributes is not None:
             _set_attributes(self.fd, self._attributes)
 
-    def suspend(self) -> bool:
+    def suspend(self) -> None:
         """The command stopped: stops our job too, so that the caller's shell gets its prompt. Returns once it is
         continued; the command, which is to be continued now, has the terminal again if our job is the foreground.
         """
         inside = foreground(self.fd)
         if inside == self.group and self._lent is not None:
-            return self._lend()  # `bg`, then `fg`: it only waited for the terminal
+            self._lend()  # `bg`, then `fg`: it only waited for the terminal
+            return
         if inside != self.group and _is_inside(inside):
             self._lent = inside, _attributes(self.fd)
             self.restore()
         os.killpg(self.group, signal.SIGTSTP)
-        return self._lend()
+        self._lend()
 
-    def _lend(self) -> bool:
-        """Gives the terminal back to the group that had it; False: it is not ours to give, or was not lent."""
+    def _lend(self) -> None:
+        """Gives the terminal back to the group that had it, if it is ours to give."""
         if self._lent is None or foreground(self.fd) != self.group:
-            return False
+            return
         group, attributes = self._lent
         if self._attributes is not None:
             self._attributes = _attributes(self.fd)  # as the shell has it for us now
         if attributes is not None:
             _set_attributes(self.fd, attributes)
-        return _set_foreground(self.fd, group)
+        _set_foreground(self.fd, group)
 
     def _take(self) -> bool:
         """Whether our group is the foreground now."""

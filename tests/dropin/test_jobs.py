@@ -66,14 +66,14 @@ def test_second_interrupt_kills_what_ignores_the_first(ash: Ash) -> None:
     ash.start("apk-atomic run -- sh -c 'trap \"echo trapped\" INT; echo up; while :; do read -r line; done'")
     ash.shows("up\r\n")
     ash.press(CTRL_C)
-    ash.shows("trapped\r\n")
-    ash.press(CTRL_C)
-    assert ash.status()[0] == 130
+    while ash.pty.expect([r"trapped\r\n", r"rc=130=\r\n"]) == 0:
+        ash.press(CTRL_C)  # two that arrive before the first is read are one
+    ash.prompt()
     ash.check()
 
 
 def test_quit_discards(ash: Ash) -> None:
-    ash.start("apk-atomic run -- sh -c 'ulimit -c 0; echo up; exec sleep 100'")
+    ash.start("apk-atomic run -- sh -c 'trap \"exit 5\" QUIT; echo up; while :; do read -r line; done'")
     ash.shows("up\r\n")
     ash.press("\x1c")
     assert ash.status()[0] == 131

@@ -15,7 +15,7 @@ NAMES = ("apk", "apk-atomic")
 ANSWERED = (
     "", "--version", "--help", "add --help", "help", "foo bar", "ADD hello", "info", "info -e nosuch", "info nosuch",
     "-q info", "--root / info", "list -I", "search nosuch", "policy nosuch", "query nosuch", "version", "stats",
-    "info --bogus", "--bogus info", "--root", "-s add nosuch", "upgrade -s", "fetch nosuch", "index /nosuch",
+    "info --bogus", "--bogus info", "--root", "-s add nosuch", "upgrade -s", "fetch nosuch", "verify /nosuch",
     "--root /nosuch info",
 )  # fmt: skip
 OF_OURS = ("status", "rollback", "discard", "run true", "init /dev/null")
