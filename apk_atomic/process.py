@@ -18,7 +18,7 @@ from apk_atomic.signals import Signals
 if TYPE_CHECKING:
     from sh import RunningCommand
 
-_POLL = 0.02  # seconds between two looks at a running hook
+_POLL = 0.001, 0.02  # seconds between two looks at a running process: at first, and after a while
 _SAID = 2000  # characters of a hook's output that a message repeats
 TIMEOUT = 600.0  # seconds that a hook may take
 _PASSED = ("PATH", "TERM", "HOME", "TZ", "http_proxy", "https_proxy", "no_proxy")
@@ -55,14 +55,14 @@ def run(
         with open(os.devnull, "rb") as nothing:
             done = command(
                 *argv[1:], _env=environment(extra or {}), _in=feed or nothing, _err_to_out=True, _tty_out=False,
-                _ok_code=list(range(256)), _timeout=timeout, _return_cmd=True, _truncate_exc=False,
+                _ok_code=list(range(256)), _return_cmd=True, _truncate_exc=False,
                 _preexec_fn=_as_we_were(signals), _bg=True, _bg_exc=False,
             )  # fmt: skip
-            _wait(done, signals)
+            _wait(done, signals, timeout)
             done.wait()
     except sh.CommandNotFound as error:
         raise AtomicError(f"cannot run {argv[0]}: not found or not executable") from error
-    except sh.TimeoutException as error:
+    except TimeoutError as error:
         raise AtomicError(f"{argv[0]} did not end within {timeout:g} s and was killed") from error
     except sh.SignalException as error:
         return Finished(128 - error.exit_code, os.fsdecode(error.stdout))
@@ -73,19 +73,32 @@ def run(
     return Finished(done.exit_code, os.fsdecode(done.stdout))
 
 
-def _wait(running: RunningCommand, signals: Signals) -> None:
-    """Until it has ended or an ending signal has: the terminal's own have reached it already."""
-    import sh
+def _wait(running: RunningCommand, signals: Signals, timeout: float) -> None:
+    """Until it has ended, or an ending signal or the time has: the terminal's own signals have reached it already.
 
+    sh's own timeout would cost each process a tenth of a second, however short it is.
+    """
+    deadline = time.monotonic() + timeout
+    pause, longest = _POLL
     while running.is_alive():
         try:
             signals.check()
         except Interrupted:
-            running.kill()
-            with suppress(sh.ErrorReturnCode):
-                running.wait()
+            _kill(running)
             raise
-        time.sleep(_POLL)
+        if time.monotonic() > deadline:
+            _kill(running)
+            raise TimeoutError
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+def _kill(running: RunningCommand) -> None:
+    import sh
+
+    running.kill()
+    with suppress(sh.ErrorReturnCode):
+        running.wait()
 
 
 def _as_we_were(signals: Signals) -> Callable[[], None]:
