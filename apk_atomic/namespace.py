@@ -172,7 +172,7 @@ def _intermediate(
         os.waitpid(init, 0)
         status = 0
     except OSError as error:
-        os.write(pipes.report[1], f"F cannot make a namespace: {error}\n".encode())
+        _say(pipes.report[1], f"F cannot make a namespace: {error.strerror}; nothing was changed")
     finally:
         os._exit(status)
 
@@ -189,8 +189,11 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
         if child == 0:
             _exec(command, signals, report)
         _reap(child, control, report, children)
-    except (AtomicError, OSError) as error:
+    except AtomicError as error:
         _say(report, f"F {error}")
+    except OSError as error:
+        what = error.filename or "the root of the change"
+        _say(report, f"F cannot make the root of the change: {what}: {error.strerror}; nothing was changed")
     finally:
         os._exit(0)
 
@@ -257,7 +260,8 @@ def _exec(command: Command, signals: Signals, report: int) -> None:
         signals.restore_for_exec()
         os.execvpe(command.program, command.argv, command.environment)
     except OSError as error:
-        _say(report, f"F cannot execute {command.program} in the new generation: {error.strerror}")
+        what = f"cannot execute {command.program} in the new generation: {error.strerror}"
+        _say(report, f"F {what}; nothing was changed")
     finally:
         os._exit(127)
 

@@ -213,6 +213,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     with clock.step("compare"), root.parts() as parts:
         found = changed.compare(parts, fstab.encode(root.fstab.text))
     if not found.relevant:
+        _name_altered(root)
         return None
     before, after = root.base_database.read(), root.database.read()
     _warn(root, before, after)

@@ -111,7 +111,10 @@ def test_a_program_by_name_and_its_argv0(signals: Signals, capfd: pytest.Capture
     [
         (CheckFailed("/proc is no plain directory"), "/proc is no plain directory"),
         (AtomicError("two\nlines"), "two lines"),
-        (OSError(28, "No space left on device", "/dev"), r"\[Errno 28\] No space left on device: '/dev'"),
+        (
+            OSError(28, "No space left on device", "/dev"),
+            "cannot make the root of the change: /dev: No space left on device; nothing was changed",
+        ),
     ],
 )
 def test_a_root_that_cannot_be_made(signals: Signals, failure: Exception, message: str) -> None:

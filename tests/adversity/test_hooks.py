@@ -147,6 +147,13 @@ def test_failed_generation_is_kept_to_look_at(trial: Trial) -> None:
 # ---- commons ---------------------------------------------------------------------------------------------
 
 
+def test_what_changed_in_commons_alone_is_named(trial: Trial) -> None:
+    result = trial.run("apk-atomic", "run", "touch", "/var/cache/made")
+    assert (result.status, trial.volume.generations()) == (0, [FIRST])
+    assert "changed meanwhile, shared by all generations: /var/cache/made" in result.stderr
+    assert "nothing changed, no generation was made" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("wish", "place", "writable"), [("rw", "/home", True), ("ro", "/var/log", False), ("skip", "/var/log", True)]
 )
