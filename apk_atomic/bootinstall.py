@@ -69,7 +69,7 @@ def compose(opened: Volume, config: Config, wishes: Wishes, partition: str = "")
     slots = volume.slot_links(opened, volume.current_links(opened))
     root = volume.open_root(opened, slots[0] if slots else "")
     try:
-        paths = _kernel_paths(root, wishes.flavor, old)
+        paths = kernel_paths(root, wishes.flavor, old)
         microcode = tuple(f"{kernel.BOOT}/{name}" for name in kernel.boot_names(root) if _is_microcode(name))
     finally:
         os.close(root)
@@ -103,7 +103,7 @@ def _wished(menu: Menu, old: Menu | None, wishes: Wishes) -> Menu:
     )
 
 
-def _kernel_paths(root: int, flavor: str | None, old: Menu | None) -> tuple[str, str]:
+def kernel_paths(root: int, flavor: str | None, old: Menu | None) -> tuple[str, str]:
     """Kernel and initramfs of the flavor wished for, else of the old menu's, else of the only or usual one."""
     there = {each.flavor: each for each in kernel.kernels(root)}
     if flavor is None and old is not None:

@@ -172,6 +172,12 @@ def _gc(context: Context, words: list[str], options: AtomicOptions) -> int:
     return gc.run(context, dry_run="dry-run" in flags, as_json="json" in flags, wait=options.wait or 0)
 
 
+def _init(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import init
+
+    return init.run(context, words, options)
+
+
 def _boot_config(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import boot_config
 
@@ -189,6 +195,7 @@ _VERBS: dict[str, _Handler] = {
     "gc": _gc,
     "shell": _shell,
     "run": _run,
+    "init": _init,
     "boot-config": _boot_config,
 }
 

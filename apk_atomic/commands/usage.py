@@ -15,6 +15,7 @@ usage: apk-atomic add|del|upgrade|fix …     as apk, but in a new generation th
        apk-atomic gc [--dry-run] [--json]   collects generations that nothing keeps
        apk-atomic shell                     a root shell in a new generation
        apk-atomic run -- COMMAND…           a command in a new generation
+       apk-atomic init DEVICE|IMAGE …       a new system on a disk, in an image file, on a partition
        apk-atomic boot-config [--install]   the static boot menu; with --install, onto the ESP
 
 options of ours, also on apk's lines:

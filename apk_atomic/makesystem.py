@@ -1,0 +1,297 @@
+"""A whole system on a disk, an image file or a partition: the story of `init`.
+
+Look, divide, make file systems, lay out, first generation, boot menu, and last of all the name that says "finished".
+Whatever fails or kills it on the way, nothing stays mounted or attached, and the next run starts clean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from apk_atomic import (
+    bootinstall,
+    bootstrap,
+    esp,
+    layout,
+    loaders,
+    locate,
+    loop,
+    mounts,
+    nvram,
+    partition,
+    session,
+)
+from apk_atomic.bootinstall import Wishes
+from apk_atomic.bootmenu import Loader
+from apk_atomic.bootstrap import Source, System
+from apk_atomic.config import Config
+from apk_atomic.console import Console
+from apk_atomic.console import size as for_people
+from apk_atomic.errors import Locked, Refused, UsageError
+from apk_atomic.loaders import LoaderFiles
+from apk_atomic.names import redact_argv
+from apk_atomic.partition import Part, Target
+from apk_atomic.session import Work
+from apk_atomic.signals import Signals
+from apk_atomic.volume import TOP_LEVEL
+
+NO_ESP = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Where to: `esp` "" divides the whole of `path`; else `path` becomes the volume, and the loader goes to that
+    ESP (NO_ESP: nowhere). Sizes in bytes; `image_size` makes an image file, or an empty one larger."""
+
+    path: str
+    esp: str
+    esp_size: int
+    swap: int
+    label: str
+    commons: tuple[str, ...]
+    image_size: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The loader and its menu; `refind` are the places where rEFInd may be."""
+
+    wishes: Wishes
+    refind: tuple[str, ...]
+    nvram: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All that was asked for; `argv` for the record."""
+
+    disk: Disk
+    source: Source
+    system: System
+    boot: Boot
+    config: Config
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is there now; `parts` is empty where only a volume was made."""
+
+    generation: str
+    uuid: str
+    parts: tuple[Part, ...]
+
+
+# ---- before ----------------------------------------------------------------------------------------------
+
+
+def examine(order: Order, signals: Signals) -> tuple[Target, str]:
+    """The target, fit to be made a system on, and what would be lost on it, "" for nothing.
+
+    Raises UsageError, Refused, NoSpace; nothing was changed, but that an image file may be there now, or be larger.
+    """
+    disk = order.disk
+    target = _sized(disk, signals)
+    if partition.is_partition(target) and not disk.esp:
+        raise UsageError(
+            f"{target.path} is a partition, and no ESP was named; nothing was changed",
+            hint="--esp DEVICE puts the boot loader on an ESP that is there, --esp none leaves it out",
+        )
+    partition.require_unused(target)
+    _parts(order, target)
+    return target, _lost(disk, target, signals)
+
+
+def _lost(disk: Disk, target: Target, signals: Signals) -> str:
+    """What is on the target that somebody may miss, "" for nothing; Refused where nobody said that it may go."""
+    found = partition.signatures(target, signals) if target.size else ()
+    if not found or partition.is_unfinished(target, signals):
+        return ""
+    if not disk.force:
+        what = f"{target.path} is not empty: {', '.join(found)}; nothing was changed"
+        raise Refused(what, hint="--force destroys what is there")
+    return ", ".join(found)
+
+
+def _sized(disk: Disk, signals: Signals) -> Target:
+    """The target; an image file is made, or grows or shrinks while there is nothing on it."""
+    if not disk.image_size:
+        return partition.look_at(disk.path)
+    if not os.path.exists(disk.path):
+        os.close(os.open(disk.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    target = partition.look_at(disk.path)
+    if not target.is_image:
+        raise UsageError(f"--size is for image files, and {disk.path} is a device; nothing was changed")
+    if target.size == disk.image_size:
+        return target
+    partition.require_unused(target)
+    _lost(disk, target, signals)
+    os.truncate(disk.path, disk.image_size)
+    return partition.look_at(disk.path)
+
+
+def _parts(order: Order, target: Target) -> tuple[Part, ...]:
+    disk = order.disk
+    if not disk.esp:
+        return partition.plan(target, disk.esp_size, disk.swap)
+    partition.require_room(target)
+    return ()
+
+
+def describe(order: Order, target: Target) -> str:
+    """What will be done to the target, for the question."""
+    disk = order.disk
+    what = "a btrfs volume" if disk.esp else "an ESP, a btrfs volume" + (" and swap" if disk.swap else "")
+    return f"{target.path} ({for_people(target.size)}) will hold {what}; whatever is on it is lost"
+
+
+# ---- the work --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every step has at hand; `loader` None: there will be none, or a package brings it."""
+
+    order: Order
+    target: Target
+    parts: tuple[Part, ...]
+    loader: LoaderFiles | None
+    console: Console
+    signals: Signals
+
+
+def perform(order: Order, target: Target, console: Console, signals: Signals) -> Made:
+    """Makes the system; durable when this returns."""
+    with _alone(target):
+        job = _Job(order, target, _parts(order, target), _find_loader(order, signals), console, signals)
+        mounts.make_private()
+        try:
+            made = _make(job)
+            _finish(job)
+        except BaseException:
+            console.warn(f"{target.path} holds an unfinished system; init may be run again, and starts from nothing")
+            raise
+    return made
+
+
+@contextmanager
+def _alone(target: Target) -> Iterator[None]:
+    """One init at a time on a target; udev keeps away from it, too."""
+    fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(fd, target)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, target: Target) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Locked(f"another program is at work on {target.path}; nothing was changed") from error
+
+
+def _find_loader(order: Order, signals: Signals) -> LoaderFiles | None:
+    """Before anything is destroyed."""
+    kind = order.boot.wishes.loader or Loader.REFIND
+    if not _wants_menu(order):
+        return None
+    try:
+        return loaders.find(kind, order.boot.refind, signals)
+    except UsageError:
+        if kind is Loader.REFIND and loaders.REFIND.rpartition("/")[2] in order.system.packages:
+            return None
+        raise
+
+
+def _wants_menu(order: Order) -> bool:
+    return bool(order.system.flavor) and order.disk.esp != NO_ESP
+
+
+def _make(job: _Job) -> Made:
+    order, signals = job.order, job.signals
+    if job.parts:
+        job.console.step(f"dividing {job.target.path}")
+        partition.divide(job.target, job.parts, signals)
+    with _devices(job) as nodes:
+        located = _make_file_systems(job, nodes)
+        command = shlex.join(redact_argv(order.argv))
+        with session.locked(located, lambda _: order.config, job.console, signals, command=command) as work:
+            name = bootstrap.first_generation(work, order.source, order.system, order.argv)
+            if _wants_menu(order):
+                _install_menu(job, work, name, nodes.get("ESP", order.disk.esp))
+    return Made(name, located.fsid, job.parts)
+
+
+@contextmanager
+def _devices(job: _Job) -> Iterator[Mapping[str, str]]:
+    with ExitStack() as stack:
+        if job.parts:
+            yield stack.enter_context(partition.devices(job.target, job.parts))
+        elif job.target.is_image:
+            yield {"ROOT": stack.enter_context(loop.attached(job.target.path))}
+        else:
+            yield {"ROOT": job.target.path}
+
+
+def _make_file_systems(job: _Job, nodes: Mapping[str, str]) -> locate.Located:
+    """All of them, and the layout of the volume."""
+    disk, signals = job.order.disk, job.signals
+    root = nodes["ROOT"]
+    layout.make_volume(root, disk.label if job.parts else partition.UNFINISHED, signals)
+    if "ESP" in nodes:
+        layout.make_esp(nodes["ESP"], signals)
+    if "SWAP" in nodes:
+        layout.make_swap(nodes["SWAP"], signals)
+    located = locate.named(root)
+    fat = nodes.get("ESP") or _device_of(disk.esp)
+    swap = layout.swap_uuid(nodes["SWAP"]) if "SWAP" in nodes else ""
+    layout.make(root, disk.commons, layout.template(located.fsid, disk.commons, layout.fat_uuid(fat), swap))
+    signals.check()
+    return located
+
+
+def _device_of(place: str) -> str:
+    return esp.mounted_at(place) if os.path.isdir(place) else place
+
+
+def _install_menu(job: _Job, work: Work, name: str, place: str) -> None:
+    """The loader from where it was found, else from the package in the new system; `place` is the ESP."""
+    boot = job.order.boot
+    menu, warnings = bootinstall.compose(work.volume, work.config, boot.wishes, _volume_name(job, work))
+    inside = f"{TOP_LEVEL}/snapshots/{name}/@/{loaders.REFIND}"
+    loader = job.loader or loaders.find(menu.loader, [inside], job.signals)
+    job.console.step(f"installing the boot menu for {menu.loader}")
+    with esp.opened(place, job.signals) as target:
+        done = bootinstall.install(work, target, loader, menu)
+        device = target.device
+    said = (*warnings, *done.warnings)
+    if boot.nvram and not job.target.is_image:
+        said += bootinstall.register(device, loader, job.signals)
+    for warning in said:
+        job.console.warn(warning)
+
+
+def _volume_name(job: _Job, work: Work) -> str:
+    """What rEFInd finds the volume by: its partition's GUID, else the label that it will have."""
+    known = next((part.guid for part in job.parts if part.role == "ROOT"), "")
+    if known:
+        return known
+    found = nvram.partition(work.volume.device, job.signals)
+    return found.guid if found and found.guid else job.order.disk.label
+
+
+def _finish(job: _Job) -> None:
+    """From here on it is a system, and no unfinished one."""
+    if job.parts:
+        partition.finish(job.target, job.parts, job.order.disk.label, job.signals)
+        return
+    with _devices(job) as nodes:
+        layout.set_label(nodes["ROOT"], job.order.disk.label, job.signals)
