@@ -195,7 +195,10 @@ def _require(verdict: Proof, plan: Plan) -> None:
     text = f"the new generation would not boot: {shown}; nothing was changed"
     if plan.rebuild and any(finding.code.startswith("initramfs") for finding in verdict.failures):
         raise BuildFailed(text, hint="the generator made an image that does not fit; its configuration decides")
-    raise CheckFailed(text, hint="--atomic-keep-failed keeps such a generation, in no slot, to be looked at")
+    hint = "--atomic-keep-failed keeps such a generation, in no slot, to be looked at"
+    if any(finding.code == "menu-path" for finding in verdict.failures):
+        hint = "where the boot menu does not name it: [proof] allow_removed_kernel = true, or a state/boot.json"
+    raise CheckFailed(text, hint=hint)
 
 
 def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ ROOT = f"{RUN}/root"
 MARKER = "apk-atomic/inside"  # below the root's /run: its presence says that a change is at work here
 DATABASE = "lib/apk/db"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_DROPPED = ("LD_", "PYTHON", "DBUS_")
 _SAFE = mounts.NOSUID | mounts.NODEV
 _SYSTEM = _SAFE | mounts.NOEXEC
 _FLAGS = {"nosuid": mounts.NOSUID, "nodev": mounts.NODEV, "noexec": mounts.NOEXEC}
@@ -118,7 +119,7 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in caller.items()
-        if not name.startswith(("LD_", "PYTHON")) and name not in ("TMPDIR", VARIABLE)
+        if not name.startswith(_DROPPED) and name not in ("TMPDIR", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", VARIABLE)
     }
 
 

@@ -14,7 +14,7 @@ from apk_atomic.atomic_options import AtomicOptions, split_atomic
 from apk_atomic.cmdline import Kind, Line
 from apk_atomic.console import Console
 from apk_atomic.context import Context
-from apk_atomic.errors import AtomicError, Refused, UsageError
+from apk_atomic.errors import AtomicError, CheckFailed, Refused, UsageError
 
 INSIDE = "/run/apk-atomic/inside"
 _CONFIG = ("/etc/apk/config", "/lib/apk/config")
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        console.error(f"{error.filename or 'the system'}: {error.strerror}")
-        return 100
+        console.error(f"{error.filename or 'the system'}: {error.strerror}", hint="dmesg may say more")
+        return CheckFailed.exit_code
 
 
 def _fill_standard_descriptors() -> None:

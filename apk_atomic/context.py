@@ -18,6 +18,7 @@ from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 CONFIG = "etc/apk-atomic/apk-atomic.toml"
+_UNCHANGED = "\nnothing was changed"
 _CONFIG_LIMIT = 1 << 20  # bytes
 
 
@@ -33,16 +34,27 @@ class Context(NamedTuple):
         return locate.running() if self.spec is None else locate.named(self.spec)
 
     @contextmanager
-    def locked(self, *, wait: float = 0) -> Iterator[Work]:
-        """The volume for changing; see `session.locked`. Ending signals are held back from here on."""
+    def locked(self, *, wait: float = 0, lenient: bool = False) -> Iterator[Work]:
+        """The volume for changing; see `session.locked`. Ending signals are held back from here on.
+
+        `lenient`: a configuration that is wrong is a warning; for what must work in an emergency.
+        """
         require_root(self.argv)
         signals = Signals()
         try:
             command = shlex.join(redact_argv(self.argv))
-            with session.locked(self.locate(), read_config, self.console, signals, command=command, wait=wait) as work:
+            configure = self._configured_or_not if lenient else read_config
+            with session.locked(self.locate(), configure, self.console, signals, command=command, wait=wait) as work:
                 yield work
         finally:
             signals.release()
+
+    def _configured_or_not(self, opened: Volume) -> Config | None:
+        try:
+            return read_config(opened)
+        except UsageError as error:
+            self.console.warn(f"{error.message.removesuffix(_UNCHANGED)}; going on with the defaults")
+            return None
 
     @contextmanager
     def opened(self) -> Iterator[Volume]:

@@ -8,10 +8,11 @@ from apk_atomic.model import State
 from apk_atomic.session import Work
 
 
-def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
+def point_at(work: Work, state: State, slots: tuple[str, ...], *, boot_paths: tuple[str, ...] = ()) -> None:
     """`current` names a links directory with these slots, durably, when this returns; else nothing changed.
 
-    Everything that the new pointer reaches is flushed before the rename, as the seal does in a transaction.
+    `boot_paths` are what the boot menu will look for in slot 0. Everything that the new pointer reaches is flushed
+    before the rename, as the seal does in a transaction.
     """
     try:
         before = volume.current_links(work.volume)
@@ -21,7 +22,7 @@ def point_at(work: Work, state: State, slots: tuple[str, ...]) -> None:
     try:
         pointer.lay_out(work.volume, name, slots)
         files.syncfs(work.volume.top)
-        pointer.check(work.volume, name, before, ())
+        pointer.check(work.volume, name, before, boot_paths)
         work.signals.check()
         pointer.switch(work.volume, name, before)
     except NotDurable:

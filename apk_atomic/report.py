@@ -9,10 +9,12 @@ from apk_atomic.transaction import Done
 _NAMED = 4  # packages that a summary names; the rest is counted
 
 
-def summary(work: Work, done: Done) -> None:
-    """The one line that ends a transaction."""
+def summary(work: Work, done: Done, *, quiet: bool = False) -> None:
+    """The one line that ends a transaction, behind its warnings; `quiet` leaves only those."""
     for warning in done.warnings:
         work.console.warn(warning)
+    if quiet:
+        return
     if not done.id:
         work.console.note("nothing changed, no generation was made")
         return

@@ -263,7 +263,8 @@ def garbage(
     victims = []
     for each in oldest_first:
         young = each.id in fresh or now - births[each.id] < keep.days * DAY
-        unfinished = not each.sealed and now - births[each.id] <= DAY
+        # somebody's script seals before it moves the pointer: until then its generation looks like garbage
+        unfinished = (each.foreign or not each.sealed) and now - births[each.id] <= DAY
         if not (each.id in spared or each.pinned or young or unfinished):
             victims.append(_victim(each))
     return tuple(victims)

@@ -35,18 +35,20 @@ _DAY = 86400.0
 
 
 class Work(NamedTuple):
-    """What a changing verb has at hand; `lock` is a descriptor that keeps the lock in whoever inherits it."""
+    """What a changing verb has at hand; `lock` is a descriptor that keeps the lock in whoever inherits it;
+    `configured` is false where the configuration could not be read and `config` holds the defaults."""
 
     volume: Volume
     config: Config
     console: Console
     signals: Signals
     lock: int
+    configured: bool = True
 
 
 @contextmanager
 def locked(
-    located: Located, configure: Callable[[Volume], Config], console: Console, signals: Signals,
+    located: Located, configure: Callable[[Volume], Config | None], console: Console, signals: Signals,
     *, command: str = "", wait: float = 0,
 ) -> Iterator[Work]:  # fmt: skip
     """Locks, opens and recovers the volume; `configure` reads the configuration that counts for it.
@@ -61,7 +63,8 @@ def locked(
             mounts.make_private()
             opened = stack.enter_context(volume.opened(located, writable=True))
             point("mounted")
-            work = Work(_writable(opened), configure(opened), console, signals, lock.fd)
+            found = configure(_writable(opened))
+            work = Work(opened, found or Config(), console, signals, lock.fd, configured=found is not None)
             recover(work)
         except OSError as error:
             raise refusal(error) from error
@@ -104,8 +107,8 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
     for step in steps:
         try:
             step()
-        except (OSError, AtomicError) as error:
-            work.console.warn(f"after the switch: {error}")
+        except (OSError, AtomicError, ImportError) as error:
+            work.console.warn(f"after the commit: {error}")
 
 
 # ---- garbage ---------------------------------------------------------------------------------------------
@@ -152,11 +155,22 @@ def _is_device(source: str, path: str, number: int) -> bool:
 def collect(work: Work, victims: tuple[Victim, ...]) -> None:
     """Deletes generations, each through the journal, so that an interruption is finished by the next recovery."""
     for victim in victims:
-        if victim.unsealed:
-            work.console.note(f"collecting {victim.id}: {victim.reason}")
-        journal.adopt(work.volume, victim.id)
-        journal.remove(work.volume, victim.id)
+        try:
+            _collect(work, victim)
+        except OSError as error:
+            work.console.warn(f"{victim.id} could not be collected: {error}")
     point("collected")
+
+
+def _collect(work: Work, victim: Victim) -> None:
+    """Deletes one, unless it was blessed or pinned since it was looked at."""
+    now = volume.find_generation(work.volume, victim.id)
+    if now is None or now.good or now.pinned:
+        return
+    if victim.unsealed:
+        work.console.note(f"collecting {victim.id}: {victim.reason}")
+    journal.adopt(work.volume, victim.id)
+    journal.remove(work.volume, victim.id)
 
 
 def collect_links(work: Work, now: float) -> tuple[str, ...]:

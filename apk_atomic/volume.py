@@ -243,6 +243,15 @@ def read_generation(volume: Volume, snapshots: int, name: str, *, records: bool 
         os.close(directory)
 
 
+def find_generation(volume: Volume, name: str) -> Generation | None:
+    """One generation as it is now, without its record; None where there is none of that name."""
+    snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
+    try:
+        return read_generation(volume, snapshots, name)
+    finally:
+        os.close(snapshots)
+
+
 def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:
     beside = set(os.listdir(directory))
     if "@" not in beside:
@@ -251,14 +260,14 @@ def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:
     try:
         if os.fstat(root).st_ino != btrfs.SUBVOLUME_INODE:
             return None
-        info = btrfs.subvolume_info(root)  # OSError where it is not btrfs
+        order, created, sealed = btrfs.rank(root)  # OSError where it is not btrfs
     finally:
         os.close(root)
     return Generation(
         id=name,
-        order=info.otransid,
-        created=info.otime,
-        sealed=info.readonly,
+        order=order,
+        created=created,
+        sealed=sealed,
         foreign=not beside & OUR_FILES,
         good="good" in beside,
         failed="failed" in beside,

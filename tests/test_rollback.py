@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.world import FIRST, Guest, Volume
+import json
+from pathlib import Path
+
+from tests.support.world import FIRST, Guest, Volume, make_volume
+
+NO_KERNEL = "20250101000000nokernel"
 
 
 def changed(guest: Guest, name: str) -> None:
@@ -43,3 +48,47 @@ def test_a_change_after_a_rollback_keeps_what_it_starts_from(volume: Volume) -> 
     changed(guest, "three")
     assert superseded not in volume.generations()
     assert volume.slots()[1:3] == [guest.booted, FIRST]
+
+
+def with_kernel(tree: Path) -> None:
+    (tree / "boot/vmlinuz-lts").write_bytes(b"kernel")
+
+
+def without_kernel(tree: Path) -> None:
+    (tree / "boot/vmlinuz-lts").unlink()
+
+
+def test_a_target_that_lacks_what_the_menu_names_is_refused() -> None:
+    with make_volume(prepare=with_kernel) as volume:
+        volume.add_generation(NO_KERNEL, without_kernel)
+        (volume.top / "state").mkdir(exist_ok=True)
+        (volume.top / "state/boot.json").write_text(json.dumps({"version": 1, "paths": ["boot/vmlinuz-lts"]}))
+        result = volume.boot().run(["apk-atomic", "rollback", NO_KERNEL])
+        assert (result.status, volume.slots()[0]) == (104, FIRST)
+        assert "boot/vmlinuz-lts" in result.stderr
+        assert list((volume.top / "staging").iterdir()) == []
+
+
+def test_without_a_known_menu_it_is_only_warned_of() -> None:
+    """It may be what somebody made for an emergency."""
+    with make_volume(prepare=with_kernel) as volume:
+        volume.add_generation(NO_KERNEL, without_kernel)
+        result = volume.boot().run(["apk-atomic", "rollback", NO_KERNEL])
+        assert (result.status, volume.slots()[0]) == (0, NO_KERNEL)
+        assert f"warning: {NO_KERNEL} holds no kernel" in result.stderr
+
+
+def broken_configuration(tree: Path) -> None:
+    (tree / "etc/apk-atomic/apk-atomic.toml").write_text("[generations]\nslots = 99\n")
+
+
+def test_an_emergency_does_not_wait_for_the_configuration() -> None:
+    with make_volume(prepare=broken_configuration) as volume:
+        volume.add_generation("20250101000000otherone")
+        guest = volume.boot()
+        assert guest.run(["apk-atomic", "add", "x"]).status == 100
+        back = guest.run(["apk-atomic", "rollback", "20250101000000otherone"])
+        assert (back.status, volume.slots()[0]) == (0, "20250101000000otherone")
+        assert "generations.slots" in back.stderr and "going on with the defaults" in back.stderr
+        assert guest.run(["apk-atomic", "discard"]).status == 0
+        assert len(volume.slots()) == 4 and volume.slots()[0] == FIRST

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,9 +43,19 @@ def run() -> Iterator[Path]:
 def place(top: Path) -> Iterator[Place]:
     with engine.place(top, booted="two") as made:
         for name in ("one", "two", "three"):
-            made.generation(name)
+            ours(made, name)
         made.point("three", "two", name="first")
         yield made
+
+
+def ours(
+    place: Place, name: str, prepare: Callable[[Path], None] | None = None, *, beside: tuple[str, ...] = (),
+    sealed: bool = True,
+) -> Path:  # fmt: skip
+    """A generation with a record beside it: it is not foreign."""
+    root = place.generation(name, prepare, beside=beside, sealed=sealed)
+    (root.parent / "generation.json").write_text("{}")
+    return root
 
 
 def collected(place: Place, *, keep: int = 0, now: float | None = None) -> list[str]:
@@ -59,14 +69,14 @@ def collected(place: Place, *, keep: int = 0, now: float | None = None) -> list[
 
 
 def test_what_is_in_no_slot_goes_oldest_first(place: Place) -> None:
-    place.generation("four")
+    ours(place, "four")
     assert collected(place) == ["one", "four"]
     assert collected(place, keep=1) == ["one"]
     assert collected(place, keep=9) == []
 
 
 def test_a_mark_that_was_set_meanwhile_counts(place: Place) -> None:
-    place.generation("four")
+    ours(place, "four")
     state = read_state(place.volume)
     (place.top / "snapshots/one/pinned").touch()
     victims = session.plan_garbage(place.volume, Config(), state, time.time() + 10)
@@ -82,9 +92,16 @@ def test_marks_save_a_generation(place: Place) -> None:
 
 
 def test_an_unsealed_one_goes_only_after_a_day(place: Place) -> None:
-    place.generation("open", sealed=False)
+    ours(place, "open", sealed=False)
     assert collected(place) == ["one"]
     assert collected(place, now=time.time() + 2 * DAY) == ["one", "open"]
+
+
+def test_a_foreign_one_goes_only_after_a_day(place: Place) -> None:
+    """Somebody's script may have sealed it and not yet moved the pointer to it."""
+    place.generation("theirs")
+    assert collected(place) == ["one"]
+    assert collected(place, now=time.time() + 2 * DAY) == ["one", "theirs"]
 
 
 MOUNT = "mount -t btrfs -o subvol=/snapshots/one/@ {device} {place}"
@@ -95,8 +112,8 @@ MOUNT_PART = MOUNT + " && mkdir {place}2 && mount --bind {place}/etc {place}2 &&
 def test_what_is_mounted_anywhere_stays(tmp_path: Path, mount: str) -> None:
     """A mount in another process's namespace counts: btrfs would delete it under that process."""
     with engine.volume_at_top_level() as place:
-        place.generation("one", lambda root: (root / "etc").mkdir())
-        place.generation("two")
+        ours(place, "one", lambda root: (root / "etc").mkdir())
+        ours(place, "two")
         place.point("two", name="first")
         assert collected(place) == ["one"]
         command = mount.format(device=place.volume.device, place=tmp_path) + " && echo && cat"
@@ -127,7 +144,7 @@ def test_mounts_of_another_volume_do_not_count(volume: Volume, top: Path) -> Non
 
 
 def test_collect_removes_all_of_a_generation(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    place.generation("many", beside=("@usr",))
+    ours(place, "many", beside=("@usr",))
     btrfsctl.set_read_only(place.top / "snapshots/one/@", False)
     btrfsctl.create_subvolume(place.top / "snapshots/one/@/inner")
     with engine.working(place.volume) as work:

@@ -25,6 +25,5 @@ def run(context: Context, line: Line) -> int:
     )
     with context.locked(wait=wait or 0) as work:
         done = transaction.perform(work, request)
-        if not line.quiet:
-            summary(work, done)
+        summary(work, done, quiet=line.quiet)
     return UNCHANGED if not done.id and line.atomic.unchanged_77 else 0
