@@ -71,9 +71,7 @@ def test_package_that_was_broken_before(trial: Trial) -> None:
 
 def test_nothing_to_do_with_a_broken_package(trial: Trial) -> None:
     make_broken(trial)
-    result = trial.run("apk-atomic", "add", "bad")
-    assert result.status == 0, result
-    assert trial.look().current == trial.view.current
+    trial.unchanged("apk-atomic", "add", "bad")
 
 
 def test_upgrade_mends_a_broken_package(trial: Trial) -> None:
@@ -89,17 +87,13 @@ def test_fix_repairs_a_deleted_file(trial: Trial) -> None:
     trial.volume.repo.publish(Package("tool", files={"usr/share/tool": File(b"tool\n")}))
     trial.committed("apk-atomic", "add", "tool")
     trial.committed("apk-atomic", "run", "rm", "/usr/share/tool")
-    result = trial.run("apk-atomic", "fix", "-s", "tool")
-    assert result.status == 0, result
-    assert trial.look() == trial.view
+    trial.unchanged("apk-atomic", "fix", "-s", "tool")
     trial.committed("apk-atomic", "fix", "tool")
     assert (trial.volume.tree() / "usr/share/tool").read_bytes() == b"tool\n"
 
 
 def test_fix_with_nothing_to_fix(trial: Trial) -> None:
-    result = trial.run("apk-atomic", "fix")
-    assert (result.status, "nothing changed" in result.stderr) == (0, True), result
-    assert trial.look() == trial.view
+    assert "nothing changed" in trial.unchanged("apk-atomic", "fix").stderr
 
 
 def test_package_that_the_repository_lost(trial: Trial) -> None:
@@ -143,10 +137,9 @@ def test_nothing_changed_is_said_and_exits_as_asked(trial: Trial) -> None:
     trial.works()
     name = world(trial)[0]
     for argv in (("add", name), ("upgrade",), ("run", "true")):
-        assert trial.run("apk-atomic", *argv).status == 0
-        result = trial.run("apk-atomic", argv[0], "--atomic-unchanged-77", *argv[1:])
-        assert (result.status, "nothing changed" in result.stderr) == (77, True), result
-        assert trial.look() == trial.view
+        trial.unchanged("apk-atomic", *argv)
+        result = trial.unchanged("apk-atomic", argv[0], "--atomic-unchanged-77", *argv[1:], status=77)
+        assert "nothing changed" in result.stderr
 
 
 def test_file_conflict(trial: Trial) -> None:
@@ -161,6 +154,4 @@ def test_file_conflict(trial: Trial) -> None:
 def test_simulations_change_nothing(trial: Trial) -> None:
     trial.volume.repo.publish(Package("hello", files={"usr/share/hello": File(b"x")}))
     for argv in (("add", "-s", "hello"), ("upgrade", "-s"), ("fix", "-s"), ("add", "--simulate", "missing")):
-        result = trial.run("apk-atomic", *argv)
-        assert result.status == (1 if "missing" in argv else 0), result
-        assert trial.look() == trial.view
+        trial.unchanged("apk-atomic", *argv, status=1 if "missing" in argv else 0)
