@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apk_atomic import btrfs_ioctl as raw
 from apk_atomic import btrfs_space, files
@@ -135,11 +135,21 @@ def subvolume_id(fd: int) -> int:
     return raw.lookup(fd, 0, SUBVOLUME_INODE)[0]
 
 
-def subvolume_info(fd: int) -> SubvolumeInfo:
-    """About the subvolume that holds `fd`; Linux 4.18."""
+def rank(fd: int) -> tuple[int, float, bool]:
+    """`otransid`, `otime` and `readonly` of `subvolume_info`, in half the time: it is asked of every generation."""
+    fields = _subvolume_fields(fd)
+    return fields[10], fields[15] + fields[16] / 1e9, bool(fields[5] & _ROOT_READONLY)
+
+
+def _subvolume_fields(fd: int) -> tuple[Any, ...]:
     buffer = bytearray(raw.SUBVOL_INFO_ARGS.size)
     raw.call(fd, raw.IOC_GET_SUBVOL_INFO, buffer)
-    fields = raw.SUBVOL_INFO_ARGS.unpack(buffer)
+    return raw.SUBVOL_INFO_ARGS.unpack(buffer)
+
+
+def subvolume_info(fd: int) -> SubvolumeInfo:
+    """About the subvolume that holds `fd`; Linux 4.18."""
+    fields = _subvolume_fields(fd)
     number, name, parent_id, _, generation, flags, uuid, parent_uuid, _, ctransid, otransid = fields[:11]
     seconds, nanoseconds = fields[15:17]
     return SubvolumeInfo(

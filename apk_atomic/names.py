@@ -45,6 +45,9 @@ def is_own_id(name: str) -> bool:
     return right_size and digits.isdigit() and letters.isalpha() and letters.islower()
 
 
+_UNSAFE = frozenset(" /,\\")
+
+
 def is_safe_name(name: str) -> bool:
     """Whether a directory of this name may be taken for a generation at all.
 
@@ -56,7 +59,7 @@ def is_safe_name(name: str) -> bool:
         name.isprintable()  # false for control characters and for the surrogates of bytes that are not UTF-8
         and 0 < len(name.encode("utf-8")) <= 255
         and name[0] not in ".-"
-        and not any(char in " /,\\" for char in name)
+        and _UNSAFE.isdisjoint(name)
     )
 
 

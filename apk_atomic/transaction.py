@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import (
@@ -31,10 +32,11 @@ from apk_atomic.changed import Changed
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable, refusal
 from apk_atomic.faults import point
 from apk_atomic.model import Kind, PackageChanges, Record, State, to_json_dict
-from apk_atomic.names import iso_utc, redact_argv
+from apk_atomic.names import is_safe_name, iso_utc, redact_argv
 from apk_atomic.retention import Base, choose_base, slots_after_commit
 from apk_atomic.session import Work
 from apk_atomic.staged import Database, Staged
+from apk_atomic.volume import Volume
 
 if TYPE_CHECKING:
     from apk_atomic.bootable import Bootable
@@ -85,21 +87,20 @@ def perform(work: Work, request: Request) -> Done:
     the volume is as it was, except for NotDurable.
     """
     try:
-        state = volume.read_state(work.volume)
-        base = preflight(work, state, request.base)
+        base = preflight(work, _state_for_base(work, request.base), request.base)
         before = volume.current_links(work.volume)
         name = journal.begin(work.volume)
     except OSError as error:
         raise refusal(error) from error
-    clock = Clock()
+    clock, ahead = Clock(), _Ahead(work.volume)
     try:
-        with _staged(work, name, base, clock) as root:
+        with _staged(work, name, base, clock, ahead) as root:
             result = _change(root, request, clock)
             if result is None:
                 journal.remove(work.volume, name)
                 return Done("")
             record = _record(root, request, result, clock)
-            _lay_out(work, root, state, base, record)
+            _lay_out(work, root, ahead.state(), base, record)
         with clock.step("seal"):
             journal.seal(work.volume, name)
         pointer.check(work.volume, name, before, result.bootable.boot_paths)
@@ -114,7 +115,27 @@ def perform(work: Work, request: Request) -> Done:
     except BaseException:
         _discard(work, name, base.id, request)
         raise
-    return _afterwards(work, name, before, state, result)
+    return _afterwards(work, name, before, ahead.state(), result)
+
+
+class _Ahead:
+    """What the end of a transaction needs, made ready while apk is at work: so it takes none of the user's time."""
+
+    def __init__(self, opened: Volume) -> None:
+        self._volume = opened
+        self._state: State | None = None
+
+    def state(self) -> State:
+        """All generations, as they are when this is first called."""
+        if self._state is None:
+            self._state = volume.read_state(self._volume)
+        return self._state
+
+    def prepare(self, base: Database) -> None:
+        import apk_atomic.bootable  # noqa: F401  # with all that it imports, a fifth of our modules
+
+        self.state()
+        base.read()
 
 
 class _Result(NamedTuple):
@@ -128,6 +149,12 @@ class _Result(NamedTuple):
 
 
 # ---- before ----------------------------------------------------------------------------------------------
+
+
+def _state_for_base(work: Work, wanted: str | None) -> State:
+    """What a base is chosen by: the generations in the slots, the booted one, and the one that is wanted."""
+    state = volume.read_slots(work.volume)
+    return volume.read_again(work.volume, state, (wanted,)) if wanted and is_safe_name(wanted) else state
 
 
 def preflight(work: Work, state: State, wanted: str | None) -> Base:
@@ -169,7 +196,7 @@ def _require_space(work: Work) -> None:
 
 
 @contextmanager
-def _staged(work: Work, name: str, base: Base, clock: Clock) -> Iterator[Staged]:
+def _staged(work: Work, name: str, base: Base, clock: Clock, ahead: _Ahead) -> Iterator[Staged]:
     with ExitStack() as stack:
         with clock.step("stage"):
             journal.stage(work.volume, name, base.id)
@@ -179,8 +206,9 @@ def _staged(work: Work, name: str, base: Base, clock: Clock) -> Iterator[Staged]
             stack.callback(os.close, base_root)
             text = _stage_fstab(work, name, base, root, base_root)
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
-        databases = Database(base_root), Database(root)
-        yield Staged(work, name, base.id, root, base_root, text, plan, *databases, meanwhile=_load_the_proof)
+        before, after = Database(base_root), Database(root)
+        meanwhile = partial(ahead.prepare, before)
+        yield Staged(work, name, base.id, root, base_root, text, plan, before, after, meanwhile)
 
 
 def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
@@ -225,11 +253,6 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     _hooks(work, "pre-commit.d", root.id, root.base)
     point("hooked")
     return _Result(root.base, found, bootable, installed.difference(before, after), after)
-
-
-def _load_the_proof() -> None:
-    """A fifth of all our modules, loaded while apk is at work: so they take none of the user's time."""
-    import apk_atomic.bootable  # noqa: F401
 
 
 def _run_change(root: Staged, request: Request) -> None:
