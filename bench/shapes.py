@@ -21,11 +21,10 @@ from bench.stopwatch import Stopwatch
 from tests.support import btrfsctl
 from tests.support.binaries import add_binary
 from tests.support.packages import File, Package, machine_arch
-from tests.support.world import MIB, Guest, Volume, make_volume
+from tests.support.world import DEFAULT_SIZE, Guest, Volume, make_volume
 
 OURS, APK, PYTHON = "/usr/bin/apk-atomic", "/sbin/apk", "/usr/bin/python3"
 SYSMUT = "usr/local/bin/sysmut"
-SIZE = 2048 * MIB
 VERSIONS = 64  # of hello: more than any case has rounds
 _FILES_OF_A_PACKAGE = 20
 _FILES_OF_A_DIRECTORY = 100
@@ -38,6 +37,11 @@ class Shape:
     files: int = 1000
     packages: int = 300
     generations: int = 4
+
+    @property
+    def size(self) -> int:
+        """Bytes of the volume; the usual ones are made from the same image as those of the tests."""
+        return DEFAULT_SIZE if self == Shape() else 4 * DEFAULT_SIZE
 
 
 class Machine:
@@ -103,7 +107,7 @@ def machine(shape: Shape, *, writable: bool = False, prepare: Prepare | None = N
         if prepare is not None:
             prepare(tree)
 
-    with make_volume(SIZE, prepare=fill) as volume:
+    with make_volume(shape.size, prepare=fill) as volume:
         volume.repo.publish(*(_hello(version) for version in range(VERSIONS)))
         if writable:
             btrfsctl.set_read_only(volume.tree(), False)
