@@ -135,6 +135,8 @@ class _Mounted:
             return files.read_file(self._directory, path, _LIMIT)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise CheckFailed(f"{path} of the ESP cannot be read: {error.strerror}") from error
 
     def write(self, path: str, data: bytes) -> None:
         self._make_parents(path)

@@ -26,57 +26,16 @@ from apk_atomic import (
     partition,
     session,
 )
-from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader
-from apk_atomic.bootstrap import Source, System
-from apk_atomic.config import Config
 from apk_atomic.console import Console
-from apk_atomic.console import size as for_people
-from apk_atomic.errors import Locked, Refused, UsageError
+from apk_atomic.errors import Locked, UsageError
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.names import redact_argv
+from apk_atomic.order import Order, parts_of
 from apk_atomic.partition import Part, Target
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 from apk_atomic.volume import TOP_LEVEL
-
-NO_ESP = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Where to: `esp` "" divides the whole of `path`; else `path` becomes the volume, and the loader goes to that
-    ESP (NO_ESP: nowhere). Sizes in bytes; `image_size` makes an image file, or an empty one larger."""
-
-    path: str
-    esp: str
-    esp_size: int
-    swap: int
-    label: str
-    commons: tuple[str, ...]
-    image_size: int = 0
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """The loader and its menu; `refind` are the places where rEFInd may be."""
-
-    wishes: Wishes
-    refind: tuple[str, ...]
-    nvram: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """All that was asked for; `argv` for the record."""
-
-    disk: Disk
-    source: Source
-    system: System
-    boot: Boot
-    config: Config
-    argv: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,72 +45,6 @@ class Made:
     generation: str
     uuid: str
     parts: tuple[Part, ...]
-
-
-# ---- before ----------------------------------------------------------------------------------------------
-
-
-def examine(order: Order, signals: Signals) -> tuple[Target, str]:
-    """The target, fit to be made a system on, and what would be lost on it, "" for nothing.
-
-    Raises UsageError, Refused, NoSpace; nothing was changed, but that an image file may be there now, or be larger.
-    """
-    disk = order.disk
-    target = _sized(disk, signals)
-    if partition.is_partition(target) and not disk.esp:
-        raise UsageError(
-            f"{target.path} is a partition, and no ESP was named; nothing was changed",
-            hint="--esp DEVICE puts the boot loader on an ESP that is there, --esp none leaves it out",
-        )
-    partition.require_unused(target)
-    _parts(order, target)
-    return target, _lost(disk, target, signals)
-
-
-def _lost(disk: Disk, target: Target, signals: Signals) -> str:
-    """What is on the target that somebody may miss, "" for nothing; Refused where nobody said that it may go."""
-    found = partition.signatures(target, signals) if target.size else ()
-    if not found or partition.is_unfinished(target, signals):
-        return ""
-    if not disk.force:
-        what = f"{target.path} is not empty: {', '.join(found)}; nothing was changed"
-        raise Refused(what, hint="--force destroys what is there")
-    return ", ".join(found)
-
-
-def _sized(disk: Disk, signals: Signals) -> Target:
-    """The target; an image file is made, or grows or shrinks while there is nothing on it."""
-    if not disk.image_size:
-        return partition.look_at(disk.path)
-    if not os.path.exists(disk.path):
-        os.close(os.open(disk.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-    target = partition.look_at(disk.path)
-    if not target.is_image:
-        raise UsageError(f"--size is for image files, and {disk.path} is a device; nothing was changed")
-    if target.size == disk.image_size:
-        return target
-    partition.require_unused(target)
-    _lost(disk, target, signals)
-    os.truncate(disk.path, disk.image_size)
-    return partition.look_at(disk.path)
-
-
-def _parts(order: Order, target: Target) -> tuple[Part, ...]:
-    disk = order.disk
-    if not disk.esp:
-        return partition.plan(target, disk.esp_size, disk.swap)
-    partition.require_room(target)
-    return ()
-
-
-def describe(order: Order, target: Target) -> str:
-    """What will be done to the target, for the question."""
-    disk = order.disk
-    what = "a btrfs volume" if disk.esp else "an ESP, a btrfs volume" + (" and swap" if disk.swap else "")
-    return f"{target.path} ({for_people(target.size)}) will hold {what}; whatever is on it is lost"
-
-
-# ---- the work --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +62,7 @@ class _Job:
 def perform(order: Order, target: Target, console: Console, signals: Signals) -> Made:
     """Makes the system; durable when this returns."""
     with _alone(target):
-        job = _Job(order, target, _parts(order, target), _find_loader(order, signals), console, signals)
+        job = _Job(order, target, parts_of(order, target), _find_loader(order, signals), console, signals)
         mounts.make_private()
         try:
             made = _make(job)
@@ -201,7 +94,7 @@ def _lock(fd: int, target: Target) -> None:
 def _find_loader(order: Order, signals: Signals) -> LoaderFiles | None:
     """Before anything is destroyed."""
     kind = order.boot.wishes.loader or Loader.REFIND
-    if not _wants_menu(order):
+    if not order.wants_menu:
         return None
     try:
         return loaders.find(kind, order.boot.refind, signals)
@@ -209,10 +102,6 @@ def _find_loader(order: Order, signals: Signals) -> LoaderFiles | None:
         if kind is Loader.REFIND and loaders.REFIND.rpartition("/")[2] in order.system.packages:
             return None
         raise
-
-
-def _wants_menu(order: Order) -> bool:
-    return bool(order.system.flavor) and order.disk.esp != NO_ESP
 
 
 def _make(job: _Job) -> Made:
@@ -225,7 +114,7 @@ def _make(job: _Job) -> Made:
         command = shlex.join(redact_argv(order.argv))
         with session.locked(located, lambda _: order.config, job.console, signals, command=command) as work:
             name = bootstrap.first_generation(work, order.source, order.system, order.argv)
-            if _wants_menu(order):
+            if order.wants_menu:
                 _install_menu(job, work, name, nodes.get("ESP", order.disk.esp))
     return Made(name, located.fsid, job.parts)
 

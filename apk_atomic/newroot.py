@@ -18,7 +18,7 @@ FEATURES = ("ata", "base", "ide", "keymap", "kms", "mmc", "nvme", "scsi", "usb",
 # OpenRC's runlevels are empty after `apk --initdb`. What is not installed is left out.
 _RUNLEVELS = {
     "sysinit": ("devfs", "dmesg", "mdev", "hwdrivers"),
-    "boot": ("modules", "hwclock", "sysctl", "hostname", "bootmisc", "syslog", "networking", "swap", "loadkmap"),
+    "boot": ("modules", "hwclock", "sysctl", "hostname", "bootmisc", "syslog", "networking", "swap"),
     "default": ("crond", "acpid", "chronyd", "sshd"),
     "shutdown": ("killprocs", "mount-ro", "savecache"),
 }

@@ -30,6 +30,7 @@ LAYERS = (
     ("bootable", "apkline", "shared"),
     ("transaction", "bootinstall"),
     ("bootstrap",),
+    ("order",),
     ("makesystem",),
     ("context", "arguments", "report"),
     ("commands",),

@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 
-from apk_atomic import chroot, loaders, makesystem, newroot
+from apk_atomic import chroot, loaders, makesystem, newroot, order
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootinstall import Wishes
@@ -16,8 +16,9 @@ from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config, load
 from apk_atomic.context import CONFIG, Context, require_root
 from apk_atomic.errors import Refused, UsageError
-from apk_atomic.makesystem import Boot, Disk, Made, Order
+from apk_atomic.makesystem import Made
 from apk_atomic.newroot import Identity
+from apk_atomic.order import Boot, Disk, Order
 from apk_atomic.partition import MIB
 from apk_atomic.signals import Signals
 
@@ -41,27 +42,27 @@ def run(context: Context, words: list[str], _: AtomicOptions) -> int:
     if context.spec is not None:
         raise UsageError("init takes its device as an operand, not by --atomic-volume; nothing was changed")
     require_root(context.argv)
-    order = _order(context, asked)
-    made = _perform(context, order, sure=asked.yes)
+    wanted = _order(context, asked)
+    made = _perform(context, wanted, sure=asked.yes)
     if asked.json:
         context.console.answer(json.dumps(_document(made)))
-    loader = "" if order.system.flavor and order.disk.esp != makesystem.NO_ESP else ", without a boot loader"
-    context.console.note(f"{order.disk.path} holds generation {made.generation} in every slot{loader}")
+    loader = "" if wanted.wants_menu else ", without a boot loader"
+    context.console.note(f"{wanted.disk.path} holds generation {made.generation} in every slot{loader}")
     return 0
 
 
-def _perform(context: Context, order: Order, *, sure: bool) -> Made:
+def _perform(context: Context, wanted: Order, *, sure: bool) -> Made:
     signals = Signals()
     try:
-        target, lost = makesystem.examine(order, signals)
+        target, lost = order.examine(wanted, signals)
     finally:
         signals.release()
-    question = makesystem.describe(order, target) + (f" ({lost})" if lost else "")
+    question = order.describe(wanted, target) + (f" ({lost})" if lost else "")
     if not sure:
         _ask(context, question)
     signals = Signals()
     try:
-        return makesystem.perform(order, target, context.console, signals)
+        return makesystem.perform(wanted, target, context.console, signals)
     finally:
         signals.release()
 
