@@ -183,7 +183,7 @@ def test_next_link_is_replaced_meanwhile(trial: Trial) -> None:
 
 
 def test_wikis_script_works_meanwhile(trial: Trial) -> None:
-    """Its open snapshot and its half-made links are left alone by commits and by gc; then it goes on and finishes."""
+    """Its snapshot, open or sealed, and its half-made links are left alone by commits and gc until it is done."""
     top = trial.volume.top
     tree = top / "snapshots" / THEIRS / "@"
     tree.parent.mkdir()
@@ -203,6 +203,8 @@ def test_wikis_script_works_meanwhile(trial: Trial) -> None:
     (top / "links" / THEIRS / "0").unlink()
     (top / "links" / THEIRS).rmdir()
     trial.volume.finish(THEIRS)
+    assert trial.run("apk-atomic", "run", "touch", "/etc/more").status == 0
+    assert trial.run("apk-atomic", "gc").status == 0
     make_links(top, (THEIRS, FIRST), THEIRS)
     (top / "next" / f"current-{THEIRS}").rename(top / "current")
     assert (trial.volume.tree() / "etc/theirs").read_text() == "x"
