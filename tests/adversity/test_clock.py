@@ -121,9 +121,9 @@ def test_dice_that_repeat_themselves(trial: Trial) -> None:
 
 
 def test_garbage_of_a_time_to_come_is_collected_in_its_turn(trial: Trial) -> None:
-    """A foreign generation made while the clock was wrong neither stays for ever nor takes a slot."""
+    """A generation made while the clock was wrong neither stays for ever nor takes a slot."""
     for name in ("21000101000000futurexx", "19700101000000pastxxxx"):
-        trial.volume.add_generation(name)
+        trial.volume.add_generation(name, ours=True)
     trial.accept()
     new = at(trial, 50 * YEAR)
     assert trial.volume.generations() == sorted([FIRST, new])

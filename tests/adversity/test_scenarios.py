@@ -205,7 +205,7 @@ def test_every_generation_says_where_it_is(trial: Trial) -> None:
 def test_generation_of_several_subvolumes(trial: Trial, name: str) -> None:
     """All are snapshotted, sealed and collected together."""
     older = "20240301000000severalx"
-    trial.volume.add_generation(older)
+    trial.volume.add_generation(older, ours=True)
     beside = trial.volume.top / "snapshots" / older / name
     btrfsctl.create_subvolume(beside)
     (beside / "mine").write_text("x")

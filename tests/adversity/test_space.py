@@ -124,7 +124,7 @@ def test_gc_and_rollback_work_on_a_full_volume(small: Trial) -> None:
     before = free(small.volume)
     for number in range(3):
         name = f"2024020100000{number}garbagex"
-        small.volume.add_generation(name, grow)
+        small.volume.add_generation(name, grow, ours=True)
     small.works()
     older = f"20240301{0:06}fallback"
     small.volume.add_generation(older)

@@ -81,12 +81,19 @@ class Volume:
         """The root tree in a slot, links resolved."""
         return (self.top / "current" / str(slot) / "@").resolve(strict=True)
 
-    def add_generation(self, name: str, prepare: Callable[[Path], None] | None = None) -> Path:
-        """Make a foreign generation as the wiki's script does: from slot 0, sealed; it is in no slot yet."""
+    def add_generation(
+        self, name: str, prepare: Callable[[Path], None] | None = None, *, ours: bool = False
+    ) -> Path:  # fmt: skip
+        """Make a generation as the wiki's script does: from slot 0, sealed; it is in no slot yet.
+
+        It is foreign, which spares it from garbage for a day, unless a record, a damaged one, makes it `ours`.
+        """
         tree = self.top / "snapshots" / name / "@"
         tree.parent.mkdir()
         btrfsctl.snapshot(self.tree(), tree, read_only=False)
         self.finish(name, prepare)
+        if ours:
+            (tree.parent / "generation.json").write_text("{}")
         return tree
 
     def finish(self, name: str, prepare: Callable[[Path], None] | None = None) -> None:
