@@ -107,7 +107,11 @@ def remove(volume: Volume, name: str) -> None:
 
 
 def recover(volume: Volume) -> tuple[str, ...]:
-    """Finishes what a killed transaction or a power cut left in `staging/`; the IDs that were there."""
+    """Finishes what a killed transaction or a power cut left in `staging/`; the IDs that were there.
+
+    A transaction that was killed between its switch and the flush after it is durable when this returns: what this run
+    says is built on it.
+    """
     try:
         staging = open_place(volume.top, STAGING)
     except FileNotFoundError:
@@ -117,6 +121,8 @@ def recover(volume: Volume) -> tuple[str, ...]:
     finally:
         os.close(staging)
     for name in names:
+        if current_links(volume) == name:
+            files.syncfs(volume.top)
         remove(volume, name)
     return names
 

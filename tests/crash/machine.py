@@ -106,15 +106,18 @@ def tree(top: Path, fsid: str, slot: int = 0) -> Fingerprint:
 
 
 class Machine:
-    """A guest on a volume, both the test's own; commands bear a tag, so that none can outlive its test unseen."""
+    """A guest on a volume, both the test's own; commands bear a tag, so that none can outlive its test unseen.
 
-    def __init__(self, top: Path, fsid: str, guest: Guest) -> None:
-        self.top, self.fsid, self.guest = top, fsid, guest
+    `place` is the directory where the test has its images and mounts.
+    """
+
+    def __init__(self, place: Path, top: Path, fsid: str, guest: Guest) -> None:
+        self.place, self.top, self.fsid, self.guest = place, top, fsid, guest
         self.tag = f"crash-{os.getpid()}-{os.urandom(6).hex()}"
         self._before = oracle.leftovers(concerning=self._concerning())
 
     def _concerning(self) -> tuple[str, ...]:
-        return (self.guest.device, str(self.top.parent))
+        return (self.guest.device, str(self.place))
 
     def environment(self, fault: str = "") -> dict[str, str]:
         """What a command gets beside the clean environment."""
@@ -199,7 +202,7 @@ class Scene:
             with _booting:
                 guest = volume.boot(self.slot)
                 self.restore(guest)
-                machine = Machine(volume.top, volume.fsid, guest)
+                machine = Machine(image.parent, volume.top, volume.fsid, guest)
             yield machine
 
     @contextmanager

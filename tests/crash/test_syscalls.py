@@ -105,7 +105,7 @@ def own(which: Sweep, calls: list[Call]) -> list[Call]:
 
 def strike(machine: Machine, which: Sweep, point: Point | None = None) -> Outcome:
     argv, environment = machine.guest.command(["apk-atomic", *which.words])
-    return sweep.run(Command(tuple(argv), environment, patience=10), machine.top.parent, point)
+    return sweep.run(Command(tuple(argv), environment, patience=10), machine.place, point)
 
 
 def changes(call: Call) -> bool:
