@@ -237,7 +237,7 @@ def pending(volume: Volume, guest: Guest) -> None:
     guest.run(["apk-atomic", "add", "a"], check=True)
     volume.repo.publish(package("a", "2.0-r0"))
     for name in LITTER:
-        volume.add_generation(name)
+        volume.add_generation(name, ours=True)
 
 
 @contextmanager

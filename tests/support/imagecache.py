@@ -66,9 +66,9 @@ def scratch_directory(prefix: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with locked(cache_directory() / "scratch.lock"):
             path = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_base()))
-            stack.callback(shutil.rmtree, path)
             handle = stack.enter_context(_open_directory(path))
             fcntl.flock(handle, fcntl.LOCK_EX)
+            stack.callback(shutil.rmtree, path)  # before the lock goes: another session would remove it too
         yield path
 
 
