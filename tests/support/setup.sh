@@ -47,7 +47,7 @@ install_packages() {
 			busybox-static openssl python3 python3-venv fuse3 fdisk dosfstools mtools </dev/null >/dev/null
 	elif have apk; then
 		say "installing with apk, for want of $*"
-		apk add -q btrfs-progs util-linux util-linux-misc losetup sfdisk wipefs strace shellcheck busybox-static \
+		apk add -q btrfs-progs util-linux util-linux-misc losetup sfdisk wipefs blkid flock strace shellcheck busybox-static \
 			openssl python3 py3-pip dosfstools mtools
 	else
 		fail "$* is not here, and neither apt-get nor apk is, to install it"
