@@ -97,13 +97,17 @@ def remove(volume: Volume, name: str) -> None:
     """
     links = current_links(volume)
     reached = {*slot_links(volume, links), volume.booted}
-    if links != name:
-        remove_directory(volume, LINKS, name)
-    _unlink_next(volume, name)
+    _remove_links(volume, name, links)
     if name not in reached:
         remove_directory(volume, SNAPSHOTS, name)
     remove_directory(volume, STAGING, name)
     point("unstaged")
+
+
+def _remove_links(volume: Volume, name: str, current: str) -> None:
+    if current != name:
+        remove_directory(volume, LINKS, name)
+    _unlink_next(volume, name)
 
 
 def recover(volume: Volume) -> tuple[str, ...]:
@@ -134,10 +138,9 @@ def _is_journal(staging: int, name: str) -> bool:
 
 def remove_directory(volume: Volume, parent: str, name: str) -> None:
     """Removes `parent/NAME` and all subvolumes in it, however deep; one that is gone already is no error."""
-    try:
-        above = files.open_beneath(volume.top, parent, _DIRECTORY)
-    except FileNotFoundError:
+    if not _exists(volume.top, f"{parent}/{name}"):
         return
+    above = files.open_beneath(volume.top, parent, _DIRECTORY)
     try:
         if _exists(above, name):
             files.remove_tree(above, name, foreign=btrfs.destroy_tree)
@@ -192,6 +195,14 @@ def adopt(volume: Volume, name: str) -> None:
     """Makes generation NAME the content of a journal by one rename: from here on it is no generation any more."""
     _ensure_directory(volume.top, STAGING, 0o700)
     os.rename(f"{SNAPSHOTS}/{name}", f"{STAGING}/{name}", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+
+
+def collect(volume: Volume, name: str) -> None:
+    """Removes generation NAME, which nothing may reach, through the journal: recovery ends what is interrupted."""
+    adopt(volume, name)
+    _remove_links(volume, name, current_links(volume))
+    remove_directory(volume, STAGING, name)
+    point("unstaged")
 
 
 def release(volume: Volume, name: str) -> None:

@@ -115,17 +115,11 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
 
 
 def plan_garbage(opened: Volume, config: Config, state: State, now: float) -> tuple[Victim, ...]:
-    """What would be collected now.
-
-    `state` may be older than a mark that somebody set: what it would let go is read again. The mount tables are read
-    only when there is something to delete.
-    """
+    """What would be collected now; the mount tables are read only when there is something to delete."""
     keep = Keep(config.generations.keep, config.generations.keep_days)
     nothing: frozenset[str] = frozenset()
-    suspects = garbage(state, keep, mounted=nothing, at_work=nothing, now=now)
-    if not suspects:
+    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now):
         return ()
-    state = volume.read_again(opened, state, (victim.id for victim in suspects))
     return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now)
 
 
@@ -169,8 +163,7 @@ def _collect(work: Work, victim: Victim) -> None:
         return
     if victim.unsealed:
         work.console.note(f"collecting {victim.id}: {victim.reason}")
-    journal.adopt(work.volume, victim.id)
-    journal.remove(work.volume, victim.id)
+    journal.collect(work.volume, victim.id)
 
 
 def collect_links(work: Work, now: float) -> tuple[str, ...]:

@@ -77,10 +77,12 @@ def test_what_is_in_no_slot_goes_oldest_first(place: Place) -> None:
 
 def test_a_mark_that_was_set_meanwhile_counts(place: Place) -> None:
     ours(place, "four")
-    state = read_state(place.volume)
-    (place.top / "snapshots/one/pinned").touch()
-    victims = session.plan_garbage(place.volume, Config(), state, time.time() + 10)
-    assert [victim.id for victim in victims] == ["four"]
+    with engine.working(place.volume) as work:
+        victims = session.plan_garbage(place.volume, Config(), read_state(place.volume), time.time() + 10)
+        assert [victim.id for victim in victims] == ["one", "four"]
+        (place.top / "snapshots/one/pinned").touch()
+        session.collect(work, victims)
+    assert [each.id for each in read_state(place.volume).generations] == ["one", "three", "two"]
 
 
 def test_marks_save_a_generation(place: Place) -> None:
