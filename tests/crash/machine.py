@@ -231,7 +231,7 @@ Story = Callable[[Volume, Guest], None]
 def pending(volume: Volume, guest: Guest) -> None:
     """FIRST is booted, `a` was added and waits for the reboot; a newer `a`, `b` and `c` can be had.
 
-    Two old generations are in no slot, so that every command that collects garbage finds some.
+    Two old generations of ours are in no slot, so that every command that collects garbage finds some.
     """
     volume.repo.publish(package("a"), package("b"), package("c"))
     guest.run(["apk-atomic", "add", "a"], check=True)
