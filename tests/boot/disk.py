@@ -1,9 +1,11 @@
-"""A disk image with a partition table, rEFInd on the ESP, and the wiki's layout on a btrfs partition."""
+"""Disk images that boot: one that `apk-atomic init` makes, and one that is made by hand as the wiki has it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from tests.support.isolation import copy_sparse, private_mounts, session_key
 from tests.support.packages import Repository
 
 HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+PROGRAM = "import sys; from apk_atomic.cli import main; sys.exit(main(['apk-atomic', *sys.argv[1:]]))"
 MIB = 1 << 20
 ESP_START, ESP_SIZE = 1 * MIB, 64 * MIB
 ROOT_START, ROOT_SIZE = ESP_START + ESP_SIZE, 768 * MIB
@@ -25,7 +29,23 @@ REFIND = Path("/usr/share/refind/refind")
 LOADER_CONFIG = "::/EFI/BOOT/refind.conf"
 
 
-def wiki_disk(image: Path, options: str = "noatime") -> None:
+def installed_disk(image: Path, *words: str) -> None:
+    """Make the disk `image` by `apk-atomic init`, with `words` beside the necessary ones.
+
+    Its initramfs is not compressed: so the volume's compression, if there is any, has something to do.
+    """
+    with scratch_directory("apk-atomic-disk-") as place:
+        repository = _repository(place, "none")
+        (place / "keys").mkdir()
+        shutil.copy(session_key().public, place / "keys")
+        where = ["--repository", repository.path, "--keys-dir", str(place / "keys"), "--apk", which_apk().path]
+        boot = ["--refind", str(REFIND), "--timeout", "2", "--append", "console=ttyS0 quiet", "--no-nvram"]
+        size = ["--size", str(DISK_SIZE), "--esp-size", str(ESP_SIZE)]
+        command = [sys.executable, "-c", PROGRAM, "init", str(image), "--yes", *size, *where, *boot, *words]
+        subprocess.run(command, check=True, cwd=PROJECT)
+
+
+def wiki_disk(image: Path, options: str) -> None:
     """Make the disk `image` as the wiki has it made by hand; the volume is always mounted with `options`."""
 
     def inputs() -> Iterator[str]:
@@ -54,9 +74,14 @@ def _build(image: Path, options: str) -> None:
         _copy_into(image, ROOT_START, root)
 
 
-def _make_root(root: Path, place: Path, options: str) -> None:
+def _repository(place: Path, compression: str) -> Repository:
     repository = Repository(place / "repo", key=session_key())
-    repository.publish(*distribution.packages(), debian_kernels()[0].package())
+    repository.publish(*distribution.packages(compression), debian_kernels()[0].package())
+    return repository
+
+
+def _make_root(root: Path, place: Path, options: str) -> None:
+    repository = _repository(place, "gzip")
     with root.open("xb") as file:
         file.truncate(ROOT_SIZE)
     loop = Loop(root)

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,23 +71,28 @@ def debian_kernels() -> tuple[Kernel, Kernel]:
     return older, newest
 
 
-def _download(place: Path) -> Iterator[Path]:
-    """The newest packages that the archive still has, newest first: its lists may name some that are gone."""
-    names = _available() or _available(update=True)
-    found = 0
-    for name in names:
-        done = subprocess.run(["apt-get", *_APT, "download", name], cwd=place, capture_output=True, text=True)
-        if done.returncode == 0:
-            yield next(place.glob(f"{name}_*.deb"))
-            found += 1
-        if found == COUNT:
-            return
-    raise FileNotFoundError(f"Debian's archive gives no two kernels of {names}")
-
-
-def _available(*, update: bool = False) -> list[str]:
-    if update:
+def _download(place: Path) -> list[Path]:
+    """The newest packages that the archive still has, newest first: apt's lists may be old, or none at all."""
+    found = _try_download(place)
+    if len(found) < COUNT:
         subprocess.run(["apt-get", *_APT, "update"], check=True, stdin=subprocess.DEVNULL)
+        found = _try_download(place)
+    if len(found) < COUNT:
+        raise FileNotFoundError(f"Debian's archive has no {COUNT} packages {_NAMES}")
+    return found
+
+
+def _try_download(place: Path) -> list[Path]:
+    found: list[Path] = []
+    for name in _available():
+        if len(found) < COUNT:
+            done = subprocess.run(["apt-get", *_APT, "download", name], cwd=place, capture_output=True)
+            found += place.glob(f"{name}_*.deb") if done.returncode == 0 else ()
+    return found
+
+
+def _available() -> list[str]:
+    """What apt's lists name, newest first."""
     listing = subprocess.check_output(["apt-cache", "pkgnames", "linux-image-"], text=True).split()
     numbers = re.compile(r"\d+")
     names = (name for name in listing if re.match(_NAMES, name))

@@ -1,7 +1,7 @@
 """A machine that boots a disk image through UEFI, driven by its serial line: QEMU without any help of the host's CPU.
 
     machine = Machine(disk, place)
-    with machine.booted() as system:          # or booted(fallback=1): chosen from rEFInd's menu
+    with machine.booted() as system:          # or booted(Entry("Fallback 1", 1)): chosen from rEFInd's menu
         system.run("apk-atomic add hello", check=True)
     with machine.booted() as system: ...
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,21 @@ import pexpect
 
 TIMEOUT = 180.0
 FIRMWARE = Path("/usr/share/OVMF")
+# How the last lines of rEFInd's text screens end, and what its keys send over a serial line.
+MENU_IS_DRAWN, SUBMENU_IS_DRAWN = "for more options", "return to main menu"
 SUBMENU, DOWN, ENTER = "\t", "\x1b[B", "\r"
 
 
 class NoBoot(Exception):
     """The machine did not come up; the text says what it had said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of the submenu of rEFInd's first entry: its title, and how many stand above it."""
+
+    title: str
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,6 @@ class System:
 
     def __init__(self, line: pexpect.spawn) -> None:
         self._line = line
-        self.seconds = 0.0
         self._line.expect(r"@@ready (\S+)\r?\n")
         self.root, self.release, self.mount = _text(line.match.group(1)).splitlines()
 
@@ -91,29 +99,15 @@ class Machine:
         shutil.copyfile(FIRMWARE / "OVMF_VARS_4M.fd", self._variables)
 
     @contextlib.contextmanager
-    def booted(self, *, fallback: int = 0) -> Iterator[System]:
-        """Switch on, choose entry `fallback` of rEFInd's submenu (0: touch nothing), wait for the console."""
+    def booted(self, choice: Entry | None = None) -> Iterator[System]:
+        """Switch on, choose from rEFInd's submenu, or touch nothing, and wait for the console. NoBoot if that fails."""
         with open(self._log, "ab") as log:
             line = pexpect.spawn("qemu-system-x86_64", self._arguments(), timeout=TIMEOUT, logfile=log, echo=False)
             line.delaybeforesend = None
             try:
-                yield self._start(line, fallback)
+                yield _start(line, choice)
             finally:
                 line.close(force=True)
-
-    def _start(self, line: pexpect.spawn, fallback: int) -> System:
-        begin = time.monotonic()
-        if fallback:
-            line.expect_exact("for more options")
-            line.send(SUBMENU)
-            line.expect_exact(f"Fallback {fallback}")
-            line.send(DOWN * fallback + ENTER)
-        try:
-            system = System(line)
-        except (pexpect.EOF, pexpect.TIMEOUT) as error:
-            raise NoBoot((line.before or b"").decode(errors="replace")[-4000:]) from error
-        system.seconds = time.monotonic() - begin
-        return system
 
     def _arguments(self) -> list[str]:
         drives = {
@@ -127,6 +121,19 @@ class Machine:
               for word in ("-drive", f"if={kind},format=raw,{drive}")),
             "-device", "virtio-blk-pci,drive=disk", "-device", "virtio-blk-pci,drive=mirror",
         ]  # fmt: skip
+
+
+def _start(line: pexpect.spawn, choice: Entry | None) -> System:
+    try:
+        if choice is not None:
+            line.expect_exact(MENU_IS_DRAWN)
+            line.send(SUBMENU)
+            line.expect_exact(choice.title)
+            line.expect_exact(SUBMENU_IS_DRAWN)
+            line.send(DOWN * choice.place + ENTER)
+        return System(line)
+    except (pexpect.EOF, pexpect.TIMEOUT) as error:
+        raise NoBoot((line.before or b"").decode(errors="replace")[-4000:]) from error
 
 
 def _text(word: bytes) -> str:

@@ -55,7 +55,8 @@ done
 mkdir "$snp/var/cache/repo" "$snp/var/cache/apk"
 cp -r "$repository/." "$snp/var/cache/repo"
 chroot "$snp" /bin/sh -eu <<CHROOT
-apk add mkinitfs
+echo /var/cache/repo > /etc/apk/repositories
+apk add btrfs-progs mkinitfs
 apk add linux-lts apk-atomic
 CHROOT
 umount -R "$snp/dev" "$snp/proc" "$snp/sys" "$snp/home" "$snp/var/cache" "$snp/var/log"
