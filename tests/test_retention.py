@@ -486,9 +486,9 @@ class Volume(RuleBasedStateMachine):
             if each.id in victims:
                 assert not each.pinned
                 assert victims[each.id].unsealed != each.sealed
-                grace = max(keep.days * DAY, 0 if each.sealed else DAY)
+                grace = max(keep.days * DAY, DAY if each.foreign or not each.sealed else 0)
                 assert not grace or each.created > now or now - each.created >= grace
-            elif keep == Keep() and state.find(state.next) and each.sealed:
+            elif keep == Keep() and state.find(state.next) and each.sealed and not each.foreign:
                 assert each.pinned or each.id in reachable
         left = tuple(each for each in state.generations if each.id not in victims)
         self.state = replace(state, generations=left)
