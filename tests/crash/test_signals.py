@@ -104,7 +104,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     """Exit status and talk."""
     _, data = process.communicate(timeout=PATIENCE)
     said: str = data.decode(errors="surrogateescape")
-    assert "Traceback" not in said, said
+    assert "/apk_atomic/" not in said, said
     return process.returncode, said
 
 
