@@ -30,12 +30,9 @@ LOADER_CONFIG = "::/EFI/BOOT/refind.conf"
 
 
 def installed_disk(image: Path, *words: str) -> None:
-    """Make the disk `image` by `apk-atomic init`, with `words` beside the necessary ones.
-
-    Its initramfs is not compressed: so the volume's compression, if there is any, has something to do.
-    """
+    """Make the disk `image` by `apk-atomic init`, with `words` beside the necessary ones."""
     with scratch_directory("apk-atomic-disk-") as place:
-        repository = _repository(place, "none")
+        repository = _repository(place, "gzip")
         (place / "keys").mkdir()
         shutil.copy(session_key().public, place / "keys")
         where = ["--repository", repository.path, "--keys-dir", str(place / "keys"), "--apk", which_apk().path]
@@ -46,7 +43,10 @@ def installed_disk(image: Path, *words: str) -> None:
 
 
 def wiki_disk(image: Path, options: str) -> None:
-    """Make the disk `image` as the wiki has it made by hand; the volume is always mounted with `options`."""
+    """Make the disk `image` as the wiki has it made by hand; the volume is always mounted with `options`.
+
+    Its initramfs is a plain archive: so the volume's compression, if there is any, has something to do.
+    """
 
     def inputs() -> Iterator[str]:
         yield options
@@ -81,7 +81,7 @@ def _repository(place: Path, compression: str) -> Repository:
 
 
 def _make_root(root: Path, place: Path, options: str) -> None:
-    repository = _repository(place, "gzip")
+    repository = _repository(place, "none")
     with root.open("xb") as file:
         file.truncate(ROOT_SIZE)
     loop = Loop(root)
