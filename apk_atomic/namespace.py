@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 from apk_atomic import mounts
 from apk_atomic.errors import AtomicError, CheckFailed
-from apk_atomic.signals import Signals, read_signal, signalfd
+from apk_atomic.signals import Signals, die_with_parent, read_signal, signalfd
 from apk_atomic.terminal import Terminal
 
 GRACE = 10.0  # seconds between the first signal passed on and SIGKILL for everything
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24  # <linux/prctl.h>
+_PR_CAPBSET_DROP = 24  # <linux/prctl.h>
 _DROPPED = (16, 17, 22, 25)  # CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME
 _KILL = 9
 
@@ -180,7 +180,7 @@ def _intermediate(
 def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: _Pipes) -> None:
     control, report = pipes.alive[0], pipes.report[1]
     try:
-        _die_with_parent()
+        die_with_parent()
         children = signalfd((signal.SIGCHLD,))
         enter()
         _close(_open_descriptors() - {0, 1, 2, control, report, children, *command.keep_fds})
@@ -293,11 +293,6 @@ def _close(descriptors: set[int]) -> None:
             os.close(descriptor)
         except OSError:
             continue  # the descriptor of the listing itself
-
-
-def _die_with_parent() -> None:
-    """prctl(2): SIGKILL when the intermediate dies; its death by anything but our own hand is a kill."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(_KILL))
 
 
 def drop_capabilities() -> None:

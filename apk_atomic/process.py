@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import AtomicError, Interrupted, Refused
-from apk_atomic.signals import Signals
+from apk_atomic.signals import Signals, die_with_parent
 
 if TYPE_CHECKING:
     from sh import RunningCommand
@@ -103,10 +103,11 @@ def _kill(running: RunningCommand) -> None:
 
 def _as_we_were(signals: Signals) -> Callable[[], None]:
     """For the child before it executes: a transaction holds the ending signals back, and sh, where it does not wait,
-    ignores the hangup."""
+    ignores the hangup. Whom nobody waits for any more has nothing to do on a volume that may be another's soon."""
     hangup = signal.getsignal(signal.SIGHUP)
 
     def restore() -> None:
+        die_with_parent()
         signal.signal(signal.SIGHUP, hangup)
         signals.restore_for_exec()
 

@@ -17,6 +17,7 @@ from apk_atomic.errors import Interrupted
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SI_KERNEL = 0x80  # sigaction(2): sent by the kernel, here by the line discipline of the terminal
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SIGINFO_BYTES = 128  # struct signalfd_siginfo, signalfd(2)
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC | SFD_NONBLOCK have these values on every architecture
 
@@ -48,6 +49,11 @@ def read_signal(fd: int) -> Signal | None:
         return None
     number, _, code = struct.unpack_from("IiI", info)
     return Signal(number, from_terminal=code == _SI_KERNEL)
+
+
+def die_with_parent() -> None:
+    """prctl(2): SIGKILL for this process, a child just forked, when its parent dies; an exec does not change that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 class Signals:

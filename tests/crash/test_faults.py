@@ -41,12 +41,16 @@ class Verb:
 
 A, AB, NONE = frozenset({"a"}), frozenset({"a", "b"}), frozenset[str]()
 ADD = Verb(("add", "b"), POINTS, AB, pending=True)
+ROLLBACK = Verb(("rollback",), (*REPOINT, "unlocked"), NONE, pending=False)
+DISCARD = Verb(("discard",), (*REPOINT, "collected", "unlocked"), NONE, pending=False)
+STRUCK = [(ADD, action) for action in ("fail", "full", *SIGNALS)]
+STRUCK += [(ROLLBACK, "fail"), (ROLLBACK, "term"), (DISCARD, "full"), (DISCARD, "int")]
 VERBS = (
     ADD,
     Verb(("upgrade",), POINTS, A, pending=True),
     Verb(("run", "--", "sh", "-c", "echo more >/etc/more; rm /etc/a.conf"), POINTS, A, pending=True),
-    Verb(("rollback",), (*REPOINT, "unlocked"), NONE, pending=False),
-    Verb(("discard",), (*REPOINT, "collected", "unlocked"), NONE, pending=False),
+    ROLLBACK,
+    DISCARD,
     Verb(("gc",), ("locked", "mounted", "recovered", "unstaged", "collected", "unlocked"), A, pending=True),
 )
 
@@ -164,6 +168,6 @@ def test_killed_at_each_point(places: list[Scene], trees: dict[Verb, Trees], ver
     each(places, verb.points, lambda scene, point: strike(scene, trees[verb], verb, point, "kill"))
 
 
-@pytest.mark.parametrize("action", ["fail", "full", *SIGNALS])
-def test_struck_at_each_point(places: list[Scene], trees: dict[Verb, Trees], action: str) -> None:
-    each(places, POINTS, lambda scene, point: strike(scene, trees[ADD], ADD, point, action))
+@pytest.mark.parametrize(("verb", "action"), STRUCK, ids=str)
+def test_struck_at_each_point(places: list[Scene], trees: dict[Verb, Trees], verb: Verb, action: str) -> None:
+    each(places, verb.points, lambda scene, point: strike(scene, trees[verb], verb, point, action))

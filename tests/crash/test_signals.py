@@ -65,14 +65,16 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def script_running(machine: Machine) -> Iterator[None]:
-    """What is started in the block has come to its script when the block is left."""
+def script_running(machine: Machine) -> Iterator[list[str]]:
+    """What is started in the block has come to its script when the block is left; what that wrote is in the list."""
     fifo = os.open(machine.top / "commons/@var@log/ready", os.O_RDONLY | os.O_NONBLOCK)
+    said: list[str] = []
     try:
-        yield
+        yield said
         poll = select.poll()
         poll.register(fifo, select.POLLIN)
         assert poll.poll(PATIENCE * 1000), "the script was not run"
+        said.append(os.read(fifo, 100).decode())
     finally:
         os.close(fifo)
 
@@ -260,6 +262,27 @@ def test_all_that_a_killed_wrapper_has_started_dies(places: list[Scene], old: Fi
             assert machine.world() == {"a", "c"}
 
     each(places, ("deaf", "trapping"), trial)
+
+
+def test_a_hook_of_a_killed_wrapper_dies(places: list[Scene], old: Fingerprint) -> None:
+    with places[0].resume() as machine:
+        machine.guest.run(["mount", "-t", "tmpfs", "tmpfs", "/etc/apk-atomic"], check=True)
+        hook = Path(machine.guest.root, "etc/apk-atomic/hooks.d/pre-commit.d/10-deaf")
+        hook.parent.mkdir(parents=True)
+        hook.write_text(f"#!/bin/sh\ntrap '' TERM INT HUP; echo $$ >{READY}; exec sleep 1000\n")
+        hook.chmod(0o755)
+        with script_running(machine) as said:
+            process = machine.start("add", "b")
+        command = Path(f"/proc/{int(said[0])}/cmdline")
+        assert command.read_bytes()
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+        until(lambda: not command.exists() or not command.read_bytes())  # a zombie has none
+        hook.unlink()
+        assert machine.tree() == old
+        machine.done("add", "c")
+        machine.expect_clean()
+        machine.guest.run(["umount", "/etc/apk-atomic"], check=True)
 
 
 def test_the_lock_is_held_until_the_last_of_a_killed_transaction_is_dead(places: list[Scene]) -> None:
