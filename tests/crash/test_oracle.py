@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,23 @@ def test_names_that_are_not_text_are_read(tree: Path) -> None:
     assert len(before.differences(fingerprint(tree))) == 1
 
 
+@contextlib.contextmanager
+def started_cat(tag: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A tagged process at work: Popen returns while execve(2) still sets it up, when it has no environment yet."""
+    with subprocess.Popen(["cat"], stdin=-1, stdout=-1, env={oracle.TAG: tag}) as cat:
+        assert cat.stdin is not None and cat.stdout is not None
+        cat.stdin.write(b"up\n")
+        cat.stdin.flush()
+        assert cat.stdout.readline() == b"up\n"
+        yield cat
+
+
 def test_what_is_left_is_named_and_what_is_gone_is_not(scratch: Path) -> None:
     before = leftovers("left", concerning=[str(scratch)])
     btrfsctl.make_filesystem(scratch / "image", 128 << 20)
     with powercut.attached(scratch / "image") as device:
         concerning = [str(scratch), device]
-        with powercut.mounted(device) as top, subprocess.Popen(["cat"], stdin=-1, env={oracle.TAG: "left"}) as cat:
+        with powercut.mounted(device) as top, started_cat("left") as cat:
             assert tagged("left") == [cat.pid]
             left = leftovers("left", concerning).since(before)
             assert [line.partition(": ")[0] for line in left] == ["mount", "process", "loop device"]
