@@ -10,7 +10,6 @@ import pytest
 
 from tests.adversity.trial import Trial, publish_script
 from tests.support import oracle
-from tests.support.apks import which_apk
 from tests.support.packages import File, Package
 from tests.support.world import FIRST
 
@@ -315,7 +314,6 @@ def test_script_that_removes_everything(trial: Trial) -> None:
     trial.works()
 
 
-@pytest.mark.skipif(which_apk().major < 3, reason="apk 2.14 forgets that a trigger failed")
 def test_trigger_that_fails(trial: Trial) -> None:
     package = Package(
         "bad", files={"usr/share/bad": File(b"x")}, triggers=("/usr/share",),

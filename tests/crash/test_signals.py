@@ -21,7 +21,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, Signals
 import pytest
 
 from apk_atomic.faults import POINTS
-from tests.crash.machine import THOROUGH, Machine, Scene, each, package, pending, scenes
+from tests.crash.machine import Machine, Scene, each, package, pending, scenes
 from tests.support import oracle
 from tests.support.oracle import Fingerprint
 from tests.support.world import Guest, Volume
@@ -190,8 +190,8 @@ def test_a_command_that_is_deaf_is_killed_by_the_second_signal(places: list[Scen
         expect_discarded(machine, old, process, SIGTERM)
 
 
-@pytest.mark.skipif(not THOROUGH, reason="the grace that a deaf command is given takes 10 s")
 def test_a_command_that_is_deaf_is_killed_in_the_end(places: list[Scene], old: Fingerprint) -> None:
+    """After the grace that it is given, which is 10 seconds."""
     with places[0].resume() as machine:
         with script_running(machine):
             process = machine.start("run", "--", "sh", "-c", DEAF)
