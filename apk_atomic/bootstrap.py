@@ -28,8 +28,8 @@ from apk_atomic import (
     pointer,
     process,
     proof,
+    recording,
     staged,
-    transaction,
 )
 from apk_atomic.bootable import Bootable, recorded_images, texts
 from apk_atomic.bootinstall import kernel_paths
@@ -43,8 +43,8 @@ from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.namespace import Command
 from apk_atomic.newroot import Identity
 from apk_atomic.proof import ProofInput
+from apk_atomic.recording import Clock
 from apk_atomic.session import Work
-from apk_atomic.transaction import Clock
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _BASE = ("alpine-base", "btrfs-progs")
@@ -284,7 +284,7 @@ def _lay_out(new: _New, found: Bootable, argv: tuple[str, ...], clock: Clock) ->
         created=iso_utc(time.time()),
         kind=Kind.APK,
         argv=redact_argv(argv),
-        user=transaction.user_name(),
+        user=recording.user_name(),
         message="made by init",
         apk_version=apk.version if apk else "",
         kernels=found.kernels,
@@ -296,5 +296,5 @@ def _lay_out(new: _New, found: Bootable, argv: tuple[str, ...], clock: Clock) ->
         durations=tuple(clock.durations.items()),
     )
     os.mkdir(f"{journal.SNAPSHOTS}/{new.id}", 0o755, dir_fd=work.volume.top)
-    transaction.write_record(work, record)
+    recording.write_record(work, record)
     pointer.lay_out(work.volume, new.id, (new.id,) * work.config.generations.slots)

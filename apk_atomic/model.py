@@ -134,9 +134,10 @@ class Generation:
 class State:
     """What a volume and /run say at one moment.
 
-    `slots`: the IDs that current/0… name, '' where one does not resolve to a generation. `booted`: the ID
-    that runs now; None where the volume is not the running system's. `pending`: /run/apk-atomic/next agrees
-    with `current`, and slot 0 is not booted. `chosen`: then, by a rollback to a generation that was there before.
+    `links`: the ID of the links directory that `current` names. `slots`: the IDs that current/0… name, '' where one
+    does not resolve to a generation. `booted`: the ID that runs now; None where the volume is not the running
+    system's. `pending`: /run/apk-atomic/next agrees with `current`, and slot 0 is not booted. `chosen`: then, by a
+    rollback to a generation that was there before.
     """
 
     generations: tuple[Generation, ...] = ()
@@ -144,6 +145,7 @@ class State:
     booted: str | None = None
     pending: bool = False
     chosen: bool = False
+    links: str = ""
 
     @property
     def next(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from apk_atomic import files, journal, pointer, session, volume
+from apk_atomic import files, journal, pointer, session
 from apk_atomic.errors import AtomicError, NotDurable, refusal
+from apk_atomic.faults import point
 from apk_atomic.model import State
 from apk_atomic.session import Work
 
@@ -11,11 +12,12 @@ from apk_atomic.session import Work
 def point_at(work: Work, state: State, slots: tuple[str, ...], *, boot_paths: tuple[str, ...] = ()) -> None:
     """`current` names a links directory with these slots, durably, when this returns; else nothing changed.
 
-    `boot_paths` are what the boot menu will look for in slot 0. Everything that the new pointer reaches is flushed
-    before the rename, as the seal does in a transaction.
+    `state` is what `slots` were decided on. `boot_paths` are what the boot menu will look for in slot 0. Everything
+    that the new pointer reaches is flushed before the rename, as the seal does in a transaction.
     """
+    point("preflight")
+    before = state.links
     try:
-        before = volume.current_links(work.volume)
         name = journal.begin(work.volume)
     except OSError as error:
         raise refusal(error) from error

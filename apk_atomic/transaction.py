@@ -6,7 +6,6 @@ rename, last. After it nothing can fail any more, there are only warnings.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,18 +21,21 @@ from apk_atomic import (
     installed,
     journal,
     pointer,
+    preflight,
     process,
+    recording,
     session,
     shared,
     staged,
     volume,
 )
 from apk_atomic.changed import Changed
-from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, NotDurable, refusal
+from apk_atomic.errors import AtomicError, NotDurable, refusal
 from apk_atomic.faults import point
-from apk_atomic.model import Kind, PackageChanges, Record, State, to_json_dict
-from apk_atomic.names import is_safe_name, iso_utc, redact_argv
-from apk_atomic.retention import Base, choose_base, slots_after_commit
+from apk_atomic.model import Kind, PackageChanges, Record, State
+from apk_atomic.names import iso_utc, redact_argv
+from apk_atomic.recording import Clock
+from apk_atomic.retention import Base, slots_after_commit
 from apk_atomic.session import Work
 from apk_atomic.staged import Database, Staged
 from apk_atomic.volume import Volume
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 HOOKS = "/etc/apk-atomic/hooks.d"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_TOP_LEVEL_ID = 5
 
 
 class Request(NamedTuple):
@@ -65,21 +66,6 @@ class Done(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Clock:
-    """Seconds that each step took."""
-
-    def __init__(self) -> None:
-        self.durations: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.durations[name] = round(time.monotonic() - start, 4)
-
-
 def perform(work: Work, request: Request) -> Done:
     """Runs one transaction on a locked volume.
 
@@ -87,8 +73,8 @@ def perform(work: Work, request: Request) -> Done:
     the volume is as it was, except for NotDurable.
     """
     try:
-        base = preflight(work, _state_for_base(work, request.base), request.base)
-        before = volume.current_links(work.volume)
+        before = volume.current_links(work.volume)  # before anything is decided on what it leads to
+        base = preflight.base_of(work, request.base)
         name = journal.begin(work.volume)
     except OSError as error:
         raise refusal(error) from error
@@ -149,50 +135,6 @@ class _Result(NamedTuple):
 
 
 # ---- before ----------------------------------------------------------------------------------------------
-
-
-def _state_for_base(work: Work, wanted: str | None) -> State:
-    """What a base is chosen by: the generations in the slots, the booted one, and the one that is wanted."""
-    state = volume.read_slots(work.volume)
-    return volume.read_again(work.volume, state, (wanted,)) if wanted and is_safe_name(wanted) else state
-
-
-def preflight(work: Work, state: State, wanted: str | None) -> Base:
-    """Everything that can be refused before a byte is written. Raises NoSpace, CheckFailed, Refused, UsageError."""
-    require_default_subvolume(work)
-    _require_space(work)
-    base = choose_base(state, wanted)
-    if base.leaves_out:
-        work.console.warn(f"pending {base.leaves_out} is not part of this generation, which starts from {base.id}")
-    work.signals.check()
-    point("preflight")
-    return base
-
-
-def require_default_subvolume(work: Work) -> None:
-    """The boot loader starts at the default subvolume, so it has to be the top level. Raises CheckFailed."""
-    default = btrfs.default_subvolume(work.volume.top)
-    if default != _TOP_LEVEL_ID:
-        raise CheckFailed(
-            f"the default subvolume is {default}, not {_TOP_LEVEL_ID}: the boot loader would look for "
-            "/current in the wrong place; nothing was changed",
-            hint="mount the volume with -o subvolid=5 at /mnt, then: btrfs subvolume set-default 5 /mnt",
-        )
-
-
-def _require_space(work: Work) -> None:
-    free = btrfs.space(work.volume.top)
-    least = work.config.volume
-    for kind, has, needs in (
-        ("data", free.data_free, least.min_free_data),
-        ("metadata", free.metadata_free, least.min_free_metadata),
-    ):
-        if has < needs:
-            raise NoSpace(
-                f"only {has >> 20} MiB are free for {kind} on the volume, {needs >> 20} MiB are needed; "
-                "nothing was changed",
-                hint="apk-atomic gc collects old generations; [volume] min_free_* sets the limits",
-            )
 
 
 @contextmanager
@@ -303,7 +245,7 @@ def _record(root: Staged, request: Request, result: _Result, clock: Clock) -> Re
         created=iso_utc(time.time()),
         kind=request.kind,
         argv=redact_argv(request.argv),
-        user=user_name(),
+        user=recording.user_name(),
         message=request.message,
         apk_version=apk.version if apk else "",
         kernels=result.bootable.kernels,
@@ -316,36 +258,12 @@ def _record(root: Staged, request: Request, result: _Result, clock: Clock) -> Re
     )
 
 
-def user_name() -> str:
-    """Who typed it: the user behind doas or sudo, else the user that runs us."""
-    name = os.environ.get("DOAS_USER") or os.environ.get("SUDO_USER")
-    if name:
-        return name
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
 def _lay_out(work: Work, root: Staged, state: State, base: Base, record: Record) -> None:
     """Everything that the new pointer reaches, before the seal that makes it durable."""
     os.mkdir(f"{journal.SNAPSHOTS}/{root.id}", 0o755, dir_fd=work.volume.top)
-    write_record(work, record)
+    recording.write_record(work, record)
     slots = slots_after_commit(state, root.id, base.id, work.config.generations.slots)
     pointer.lay_out(work.volume, root.id, slots)
-
-
-def write_record(work: Work, record: Record) -> None:
-    """`snapshots/ID/generation.json`, durable when this returns."""
-    directory = files.open_beneath(work.volume.top, f"{journal.SNAPSHOTS}/{record.id}", _DIRECTORY)
-    try:
-        data = json.dumps(to_json_dict(record), indent=1, ensure_ascii=True).encode()
-        files.write_durable(directory, volume.RECORD, data + b"\n", 0o600)
-    finally:
-        os.close(directory)
-    point("record")
 
 
 def _discard(work: Work, name: str, base: str, request: Request) -> None:

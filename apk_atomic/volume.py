@@ -185,6 +185,7 @@ def _state(volume: Volume, links: str, named: tuple[str, ...], generations: tupl
         booted=volume.booted,
         pending=pending,
         chosen=pending and slots[0] != links,  # a commit gives both the same ID
+        links=links,
     )
 
 

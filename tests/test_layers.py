@@ -26,7 +26,7 @@ LAYERS = (
     ("proof",),
     ("pointer", "layout"),
     ("session",),
-    ("staged", "repoint"),
+    ("staged", "repoint", "preflight", "recording"),
     ("bootable", "apkline", "shared"),
     ("transaction", "bootinstall"),
     ("bootstrap",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apk_atomic import bootable, repoint, session, transaction, volume
+from apk_atomic import bootable, preflight, repoint, session, volume
 from apk_atomic.context import Context
 from apk_atomic.model import State
 from apk_atomic.retention import MIN_SLOTS, Victim, choose_target, slots_after_discard, slots_after_rollback
@@ -12,7 +12,7 @@ from apk_atomic.session import Work
 def rollback(context: Context, target: str | None, *, wait: float = 0) -> int:
     """Slot 0 names the target when this returns, durably; the other slots keep the fallbacks."""
     with context.locked(wait=wait, lenient=True) as work:
-        transaction.require_default_subvolume(work)
+        preflight.require_default_subvolume(work)
         state = volume.read_state(work.volume)
         chosen = choose_target(state, target)
         if chosen == state.next:
