@@ -11,15 +11,25 @@ SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib
 INTERPRETER = $(PREFIX)/bin/python3
 
 # the tests that need neither root nor network, nor a volume: what a package's build can run
-PURE = atomic_options cmdline config console elf fstab initramfs installed kernel kernel_image layers model proof rebuild \
-	retention unpack verdict
+PURE = atomic_options cmdline config console documents elf fstab initramfs installed kernel kernel_image layers model proof \
+	rebuild retention unpack verdict
 
-.PHONY: all install demo test test-boot check lint bench setup clean
+MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
+
+.PHONY: all man install demo test test-boot check lint bench setup clean
 
 all:
-	@echo "make install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
+	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
 
+man: $(MAN)
+
+# by way of another name: an interrupted scdoc leaves no half page, nor do two at once
+$(MAN): %: %.scd
+	scdoc < $< > $@.$$$$ && mv $@.$$$$ $@
+
+# the manual pages where scdoc is there to make them, or made them before
 install:
+	! command -v scdoc >/dev/null || $(MAKE) --no-print-directory man
 	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
 	install -m 644 apk_atomic/*.py apk_atomic/py.typed "$(DESTDIR)$(SITE)/apk_atomic/"
 	install -m 644 apk_atomic/commands/*.py "$(DESTDIR)$(SITE)/apk_atomic/commands/"
@@ -27,6 +37,8 @@ install:
 	sed '1s|^#!.*|#!$(INTERPRETER) -I|' apk_atomic/front.py > "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
+	for page in $(MAN); do [ ! -e "$$page" ] || \
+		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#doc/}"; done
 
 setup:
 	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)"
@@ -54,5 +66,5 @@ bench: setup
 
 clean:
 	rm -rf /dev/shm/apk-atomic-images-* "$${TMPDIR:-/tmp}"/apk-atomic-images-*
-	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(MAN) "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(
             prog=f"apk-atomic {verb}", description=description, add_help=False, allow_abbrev=False,
+            epilog="Options of ours, --atomic-…: apk-atomic --help. The manual: man apk-atomic.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         self.add_argument("--help", action="store_true", help="this text")
@@ -37,7 +38,7 @@ def text_of(value: str) -> str:
 
 def add_menu_options(parser: Parser) -> None:
     """Those that decide about the boot menu, for `boot-config` and `init`."""
-    parser.add_argument("--loader", choices=[str(each) for each in Loader])
+    parser.add_argument("--loader", choices=[str(each) for each in Loader], help="of the boot menu (refind)")
     parser.add_argument("--refind", type=text_of, metavar="DIR|ZIP", help="where rEFInd is (/usr/share/refind)")
     parser.add_argument("--append", metavar="WORDS", help="further words for the kernel's command line")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="0 waits, -1 boots at once (5)")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from apk_atomic import cmdline
 from apk_atomic.atomic_options import AtomicOptions, split_atomic
@@ -106,6 +105,8 @@ def _apk_config() -> list[str]:
 
 
 def _verb(context: Context, words: Sequence[str], options: AtomicOptions) -> int:
+    if "--help" in words and _helped(context, words):
+        return 0
     if os.path.exists(INSIDE) and words[0] not in _READING:
         raise Refused(
             f"a change is at work here already: {words[0]} cannot run inside it; nothing was changed",
@@ -115,6 +116,16 @@ def _verb(context: Context, words: Sequence[str], options: AtomicOptions) -> int
     if handler is None:
         raise UsageError(f"{words[0]} is planned, but this version does not have it; nothing was changed")
     return handler(context, list(words[1:]), options)
+
+
+def _helped(context: Context, words: Sequence[str]) -> bool:
+    """Answers with the verb's help where the line asks for it, and it is not for the verb's own parser to do so."""
+    from apk_atomic.commands import usage
+
+    text = usage.of(words, tuple(usage.OPTIONS))
+    if text is not None:
+        context.console.answer(text)
+    return text is not None
 
 
 def _shell(context: Context, words: list[str], options: AtomicOptions) -> int:
@@ -132,14 +143,14 @@ def _run(context: Context, words: list[str], options: AtomicOptions) -> int:
 def _status(context: Context, words: list[str], _: AtomicOptions) -> int:
     from apk_atomic.commands import status
 
-    found = _parsed("status", words, ("all", "json"))
+    found = _parsed("status", words)
     return status.run(context, everything="all" in found[0], as_json="json" in found[0])
 
 
 def _diff(context: Context, words: list[str], _: AtomicOptions) -> int:
     from apk_atomic.commands import diff
 
-    flags, operands = _parsed("diff", words, ("json",), most=2)
+    flags, operands = _parsed("diff", words)
     first, second = [*operands, None, None][:2]
     return diff.run(context, first, second, as_json="json" in flags)
 
@@ -147,28 +158,28 @@ def _diff(context: Context, words: list[str], _: AtomicOptions) -> int:
 def _prove(context: Context, words: list[str], _: AtomicOptions) -> int:
     from apk_atomic.commands import prove
 
-    flags, operands = _parsed("prove", words, ("json",), most=1)
+    flags, operands = _parsed("prove", words)
     return prove.run(context, operands[0] if operands else None, as_json="json" in flags)
 
 
 def _rollback(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import rollback
 
-    _, operands = _parsed("rollback", words, (), most=1)
+    _, operands = _parsed("rollback", words)
     return rollback.rollback(context, operands[0] if operands else None, wait=options.wait or 0)
 
 
 def _discard(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import rollback
 
-    _parsed("discard", words, ())
+    _parsed("discard", words)
     return rollback.discard(context, wait=options.wait or 0)
 
 
 def _gc(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import gc
 
-    flags, _ = _parsed("gc", words, ("dry-run", "json"))
+    flags, _ = _parsed("gc", words)
     return gc.run(context, dry_run="dry-run" in flags, as_json="json" in flags, wait=options.wait or 0)
 
 
@@ -200,8 +211,11 @@ _VERBS: dict[str, _Handler] = {
 }
 
 
-def _parsed(verb: str, words: Sequence[str], flags: tuple[str, ...], most: int = 0) -> tuple[set[str], list[str]]:
+def _parsed(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
     """The `--flags` and operands of one of our verbs. Raises UsageError for anything else."""
+    from apk_atomic.commands import usage
+
+    known = usage.VERBS[verb]
     found: set[str] = set()
     operands: list[str] = []
     only_operands = False
@@ -209,18 +223,15 @@ def _parsed(verb: str, words: Sequence[str], flags: tuple[str, ...], most: int =
         if word == "--" and not only_operands:
             only_operands = True
         elif word.startswith("-") and not only_operands:
-            if word[2:] not in flags or not word.startswith("--"):
-                _usage(verb, word, flags, most)
+            if not word.startswith("--") or word[2:] not in (known.flags or {}):
+                raise _not_understood(verb, word, usage.synopsis(verb))
             found.add(word[2:])
-        elif len(operands) < most:
+        elif len(operands) < known.most:
             operands.append(word)
         else:
-            _usage(verb, word, flags, most)
+            raise _not_understood(verb, word, usage.synopsis(verb))
     return found, operands
 
 
-def _usage(verb: str, word: str, flags: tuple[str, ...], most: int) -> NoReturn:
-    options = "".join(f" [--{flag}]" for flag in flags)
-    operands = "".join(" [GENERATION]" for _ in range(most))
-    hint = f"apk-atomic {verb}{options}{operands}"
-    raise UsageError(f"{verb}: {word!r} is not understood; nothing was changed", hint=hint)
+def _not_understood(verb: str, word: str, synopsis: str) -> UsageError:
+    return UsageError(f"{verb}: {word!r} is not understood; nothing was changed", hint=synopsis)

@@ -16,6 +16,7 @@ from apk_atomic import VERSION
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "apk_atomic").rglob("*.py"))
 DOCUMENTS = ("README.md", "NEWS.md", "HACKING.md")
+PAGES = sorted(path.stem for path in (ROOT / "doc").glob("*.scd"))
 BUILDER = (shutil.which("unshare") or "unshare", "--user", "--map-user=1000", "--map-group=1000", "--net")
 
 
@@ -54,6 +55,7 @@ def test_files_and_modes(package: Path) -> None:
         "etc/apk-atomic/apk-atomic.toml": 0o644,
         f"{site}/apk_atomic/py.typed": 0o644,
         **{f"usr/share/doc/apk-atomic/{name}": 0o644 for name in DOCUMENTS},
+        **{f"usr/share/man/man{name[-1]}/{name}": 0o644 for name in PAGES},
         **{f"{site}/{module}": 0o644 for module in MODULES},
         **{f"{site}/{module.parent}/__pycache__/{module.stem}.{tag}.pyc": 0o644 for module in MODULES},
     }

@@ -145,9 +145,9 @@ def first_column(heading: str) -> list[str]:
 
 def test_every_verb_and_option_is_named() -> None:
     verbs = {line.split()[0] for line in first_column("verb")}
-    assert verbs == set(re.findall(r"^ +apk-atomic ([a-z-]+)(?= |$)", usage.TEXT, re.MULTILINE))
+    assert verbs == set(re.findall(r"^ +apk-atomic ([a-z-]+)(?= |$)", usage.text(), re.MULTILINE))
     options = {line.split()[0] for line in first_column("option, also on apk's lines")}
-    assert options == set(re.findall(r"^ +(--atomic-[\w-]+)", usage.TEXT, re.MULTILINE))
+    assert options == set(re.findall(r"^ +(--atomic-[\w-]+)", usage.text(), re.MULTILINE))
 
 
 def test_every_exit_status_is_named() -> None:

@@ -42,7 +42,7 @@ def _parser() -> Parser:
     parser.add_argument("--esp", type=text_of, metavar="DIR|DEVICE", help="the EFI system partition (from etc/fstab)")
     parser.add_argument("--kernel", type=text_of, metavar="FLAVOR", help="lts, virt …, of the next generation")
     parser.add_argument("--resume", metavar="DEVICE", help="resume= for the kernel, UUID=… of a swap partition")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="a document, for programs")
     return parser
 
 

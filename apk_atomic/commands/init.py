@@ -87,12 +87,12 @@ def _document(made: Made) -> dict[str, object]:
 
 def _parser() -> Parser:
     parser = Parser("init", _TEXT)
-    parser.add_argument("target", type=text_of, metavar="DEVICE|IMAGE")
+    parser.add_argument("target", type=text_of, metavar="DEVICE|IMAGE", help="all that is on it is lost")
     _add_disk_options(parser)
     _add_package_options(parser)
     _add_system_options(parser)
     add_menu_options(parser)
-    parser.add_argument("--json", action="store_true", help="say what was made, on stdout")
+    parser.add_argument("--json", action="store_true", help="a document of what was made, for programs")
     return parser
 
 
@@ -129,7 +129,7 @@ def _add_package_options(parser: Parser) -> None:
 
 def _add_system_options(parser: Parser) -> None:
     group = parser.add_argument_group("the system")
-    group.add_argument("--hostname", type=text_of, metavar="NAME")
+    group.add_argument("--hostname", type=text_of, metavar="NAME", help="(what the packages say)")
     group.add_argument("--interface", default="eth0", metavar="NAME", help='gets its address by DHCP; "" none (eth0)')
     group.add_argument("--root-password-file", type=text_of, metavar="FILE", help="its first line; or a hash, $6$…")
     group.add_argument("--root-key", type=text_of, metavar="FILE", help="SSH public keys that may log in as root")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from apk_atomic import cli
 from tests.dropin.world import BARE, HELLO, Told, link_apk, make_pending, ours, probe_instead_of_apk, told
 from tests.support.world import Guest, Volume, make_volume
 
@@ -56,6 +57,20 @@ def test_own_usage_and_nothing_of_it_as_apk(untouched: Guest) -> None:
     asked = untouched.run(["apk-atomic", "--help"])
     assert (asked.status, asked.stdout[:17]) == (0, "usage: apk-atomic")
     assert "apk-atomic" not in untouched.run(["apk", "--help"]).stdout
+
+
+@pytest.mark.parametrize("verb", cli._VERBS)
+def test_help_of_every_verb(untouched: Guest, verb: str) -> None:
+    """To everybody, on every system, and without looking at it."""
+    asked = untouched.run(["apk-atomic", verb, "--help"])
+    assert (asked.status, asked.stderr) == (0, "")
+    assert asked.stdout.startswith(f"usage: apk-atomic {verb}")
+    assert untouched.run(["apk-atomic", verb, "--help"], uid=1000).stdout == asked.stdout
+
+
+def test_help_is_not_for_the_command_of_run(untouched: Guest) -> None:
+    for line in (["run", "--", "echo", "--help"], ["run", "echo", "--help"]):
+        assert untouched.run(["apk-atomic", *line]).stdout == "--help\n"
 
 
 def test_change_through_the_link_says_on_stdout_what_apk_says(volume: Volume) -> None:
