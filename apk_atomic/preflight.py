@@ -1,0 +1,64 @@
+"""What can be refused before a byte is written: space, default subvolume, base (design, section 4, preflight).
+
+Only reads; nothing here is durable.
+"""
+
+from __future__ import annotations
+
+from apk_atomic import btrfs, volume
+from apk_atomic.errors import CheckFailed, NoSpace
+from apk_atomic.faults import point
+from apk_atomic.model import State
+from apk_atomic.names import is_safe_name
+from apk_atomic.retention import Base, choose_base
+from apk_atomic.session import Work
+
+_TOP_LEVEL_ID = 5
+
+
+def base_of(work: Work, wanted: str | None) -> Base:
+    """The base of a transaction, after everything that can be refused before a byte is written.
+
+    Raises NoSpace, CheckFailed, Refused, UsageError.
+    """
+    state = _state_for_base(work, wanted)
+    require_default_subvolume(work)
+    _require_space(work)
+    base = choose_base(state, wanted)
+    if base.leaves_out:
+        work.console.warn(f"pending {base.leaves_out} is not part of this generation, which starts from {base.id}")
+    work.signals.check()
+    point("preflight")
+    return base
+
+
+def require_default_subvolume(work: Work) -> None:
+    """The boot loader starts at the default subvolume, so it has to be the top level. Raises CheckFailed."""
+    default = btrfs.default_subvolume(work.volume.top)
+    if default != _TOP_LEVEL_ID:
+        raise CheckFailed(
+            f"the default subvolume is {default}, not {_TOP_LEVEL_ID}: the boot loader would look for "
+            "/current in the wrong place; nothing was changed",
+            hint="mount the volume with -o subvolid=5 at /mnt, then: btrfs subvolume set-default 5 /mnt",
+        )
+
+
+def _require_space(work: Work) -> None:
+    free = btrfs.space(work.volume.top)
+    least = work.config.volume
+    for kind, has, needs in (
+        ("data", free.data_free, least.min_free_data),
+        ("metadata", free.metadata_free, least.min_free_metadata),
+    ):
+        if has < needs:
+            raise NoSpace(
+                f"only {has >> 20} MiB are free for {kind} on the volume, {needs >> 20} MiB are needed; "
+                "nothing was changed",
+                hint="apk-atomic gc collects old generations; [volume] min_free_* sets the limits",
+            )
+
+
+def _state_for_base(work: Work, wanted: str | None) -> State:
+    """What a base is chosen by: the generations in the slots, the booted one, and the one that is wanted."""
+    state = volume.read_slots(work.volume)
+    return volume.read_again(work.volume, state, (wanted,)) if wanted and is_safe_name(wanted) else state
