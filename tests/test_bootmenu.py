@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,18 @@ from apk_atomic.errors import UsageError
 
 UUID = "0b1e5f6a-1111-2222-3333-444455556666"
 MENU = Menu(UUID, "5F2C8B9A-0000-4000-8000-1234567890AB", "boot/vmlinuz-lts", "boot/initramfs-lts")
+
+
+SHOWN = Menu(
+    "01234567-89ab-cdef-0123-456789abcdef", "ROOT", "boot/vmlinuz-lts", "boot/initramfs-lts", ("boot/intel-ucode.img",)
+)
+
+
+@pytest.mark.parametrize("name", ["refind.conf", "grub.cfg"])
+def test_examples_are_what_is_rendered(name: str) -> None:
+    loader = {"refind.conf": Loader.REFIND, "grub.cfg": Loader.GRUB}[name]
+    text = (Path(__file__).parent.parent / "config" / name).read_text()
+    assert text == bootmenu.render(replace(SHOWN, loader=loader))
 
 
 def words_of(text: str, keyword: str) -> list[str]:

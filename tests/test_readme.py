@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from apk_atomic import errors
+from apk_atomic import cli, errors
+from apk_atomic.applets import APPLETS
+from apk_atomic.atomic_options import split_atomic
 from apk_atomic.commands import change, usage
+from tests.support.binaries import add_binary
 from tests.support.bootpackages import kernel_package
 from tests.support.bootworld import install_system
 from tests.support.packages import File, Package
@@ -110,6 +114,21 @@ def packages() -> tuple[Package, ...]:
     return nginx("1.26.2-r0"), Package("pcre2", "10.43-r0"), broken
 
 
+SYSMUT = """\
+#!/bin/sh
+exec sysmut.sh "$(awk '$2 == "/" { print $1 }' /proc/mounts | tail -n 1)" "$@"
+"""
+
+
+def add_sysmut(tree: Path) -> None:
+    """The wiki's script, in our own words, and what it needs."""
+    add_binary(tree, Path(shutil.which("btrfs") or "btrfs"), "usr/bin/btrfs")
+    shutil.copy(README.parent / "bench/sysmut", tree / "usr/sbin/sysmut.sh")
+    wrapper = tree / "usr/sbin/sysmut"
+    wrapper.write_text(SYSMUT)
+    wrapper.chmod(0o755)
+
+
 def new_versions_come_out(machine: Machine) -> None:
     machine.volume.repo.publish(nginx("1.28.0-r0"), kernel_package("6.12.2-r0"))
 
@@ -121,7 +140,7 @@ BEFORE: dict[str, Callable[[Machine], None]] = {
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    with make_volume() as volume, make_volume() as other:
+    with make_volume(prepare=add_sysmut) as volume, make_volume() as other:
         install_system(volume, *packages())
         install_system(other, *packages())
         yield Machine(volume, other)
@@ -135,6 +154,49 @@ def test_tour(machine: Machine) -> None:
             happens(machine)
         real = machine.run(shown)
         assert machine.same(shown.says, real), f"# {shown.line}\n" + "\n".join(real)
+
+
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Who runs what stands in the blocks for a shell: they set up a machine, and the last one would run this test.
+ELSEWHERE = {"make demo": "tests/test_demo.py", "make test": ".ci/run"}
+
+
+def test_commands_for_a_shell_are_run_elsewhere() -> None:
+    lines = "".join(SHELL.findall(README.read_text())).splitlines()
+    assert sorted(line.partition("  #")[0].strip() for line in lines) == sorted(ELSEWHERE)
+    makefile = (README.parent / "Makefile").read_text()
+    for line, where in ELSEWHERE.items():
+        recipe = makefile.partition(f"\n{line.removeprefix('make ')}:")[2].partition("\n\n")[0]
+        text = (README.parent / where).read_text()
+        program = recipe.partition(" -m ")[2].split("\n")[0]
+        assert line in text or f'"-m", "{program}"' in text
+
+
+def test_blocks_are_of_a_kind_that_is_run() -> None:
+    """A block without a language is no command."""
+    kinds = re.findall(r"^```(\w*)$", README.read_text(), re.MULTILINE)[::2]
+    assert set(kinds) == {"console", "sh", ""}
+
+
+SPAN = re.compile(r"(?<!`)`(apk-atomic|make) ([^`]+)`")
+
+
+def test_commands_in_the_text_exist() -> None:
+    """Those in backquotes are understood: verb and options, or apk's applet; and `make` has the target."""
+    spans = SPAN.findall(README.read_text())
+    targets = re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
+    assert len(spans) > 10
+    for program, rest in spans:
+        words = rest.replace("\\|", "|").replace("…", "").split()
+        if program == "make":
+            assert words[0] in targets, rest
+            continue
+        line = split_atomic(words)[1]
+        for word in line[0].split("|"):
+            assert word in cli._VERBS or word in APPLETS, rest
+            flags = re.findall(r"--[a-z-]+", rest)
+            plain = usage.VERBS[word].flags if word in cli._VERBS else None
+            assert plain is None or {f"--{flag}" for flag in plain} >= set(flags) - {usage.HELP}, rest
 
 
 def first_column(heading: str) -> list[str]:
@@ -157,4 +219,4 @@ def test_every_exit_status_is_named() -> None:
 
 def test_files_that_it_leads_to_are_there() -> None:
     for name in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        assert (README.parent / name).is_file(), name
+        assert (README.parent / name).exists(), name
