@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import atomic_options, bootmenu, cli, cmdline, config, errors, lock, model, process, volume
+from apk_atomic import atomic_options, bootmenu, cli, cmdline, config, errors, lock, model, process, session, volume
 from apk_atomic.applets import APPLETS, Kind
 from apk_atomic.arguments import Parser
 from apk_atomic.bootmenu import Menu
@@ -256,12 +256,15 @@ def test_files_beside_a_root() -> None:
 
 
 def test_files_in_run() -> None:
-    """Whatever a module says lies below /run/apk-atomic is named."""
-    text = section(LAYOUT, "# /run")
-    named = {name for line in text.splitlines() if line.startswith("_") for name in re.findall(r"_([^_]+)_", line)}
-    named = {name.removeprefix(lock.RUN).strip("/") for name in named}
-    used = {name for path in SOURCES for name in re.findall(r'f"\{RUN\}/([a-z.]+)"', path.read_text())}
-    assert used and used <= named
+    """Whatever a module says lies below /run is named."""
+    lines = [line for line in section(LAYOUT, "# /run").splitlines() if line.startswith("_")]
+    named = {name.removeprefix(lock.RUN).strip("/") for line in lines for name in re.findall(r"_([^_]+)_", line)}
+    source = "".join(path.read_text() for path in SOURCES).replace("{STATUS}", session.STATUS)
+    used = {*re.findall(r'f"\{RUN\}/([a-z.]+)"', source), *re.findall(rf'"{lock.RUN}/([a-z.]+)"', source)}
+    assert session.STATUS in used and used <= named
+    others = {path for path in re.findall(r'"(/run/[\w.-]+)"', source) if path != lock.RUN}
+    assert session.REBOOT in others
+    assert all(f"_{path}_" in COMMANDS + LAYOUT for path in others), others
 
 
 def test_manual_leads_to_what_is_there() -> None:
