@@ -36,6 +36,9 @@ def running() -> Located:
     if root.fstype != "btrfs":
         raise NotSuchRoot(f"/ is not on btrfs but on {root.fstype}; nothing was changed", hint=_HINT)
     generation = generation_of(root.root)
+    if generation is None and root.root.startswith("/staging/"):
+        text = "/ is the root of a change at work, which is no generation yet; nothing was changed"
+        raise NotSuchRoot(text, hint="leave this shell first")
     if generation is None:
         raise NotSuchRoot(
             f"/ is {root.root} of its btrfs volume, not a generation (/snapshots/ID/@); nothing was changed", hint=_HINT

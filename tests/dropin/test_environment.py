@@ -73,6 +73,14 @@ def test_apk_is_called_by_its_absolute_path(volume: Volume, guest: Guest) -> Non
 
 
 @pytest.mark.real_apk
+@pytest.mark.parametrize("verb", ["status", "diff", "prove"])
+def test_root_of_a_change_is_no_generation_to_ask(guest: Guest, verb: str) -> None:
+    asked = guest.run(["apk-atomic", "run", "--", "apk-atomic", verb])
+    assert (asked.status, asked.stdout) == (101, "")
+    assert "root of a change" in asked.stderr and "hint: leave this shell first" in asked.stderr
+    assert "apk-atomic init" not in asked.stderr
+
+
 def test_apk_upgrades_itself_inside(volume: Volume, guest: Guest) -> None:
     program = Path(which_apk().path).read_bytes()
 
