@@ -31,6 +31,17 @@ class AtomicOptions(NamedTuple):
     volume: str | None = None
 
 
+def require_only(options: AtomicOptions, taken: Sequence[str], subject: str) -> None:
+    """Raises UsageError where one was given that means nothing to `subject`; `taken` are the fields that do."""
+    default = AtomicOptions()
+    for field, value in options._asdict().items():
+        if value != getattr(default, field) and field not in taken:
+            name = OPTION_PREFIX + field.replace("_", "-")
+            which = ", ".join(OPTION_PREFIX + other.replace("_", "-") for other in taken)
+            hint = f"it takes {which}" if which else "it takes no option of ours"
+            raise UsageError(f"{name} means nothing to {subject}; nothing was changed", hint=hint)
+
+
 def split_atomic(argv: Sequence[str]) -> tuple[AtomicOptions, list[str]]:
     """Ours, and the rest verbatim and in order; UsageError for an unknown, incomplete or wrong one.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from apk_atomic import cmdline
-from apk_atomic.atomic_options import AtomicOptions, split_atomic
+from apk_atomic.atomic_options import AtomicOptions, require_only, split_atomic
 from apk_atomic.cmdline import Kind, Line
 from apk_atomic.console import Console
 from apk_atomic.context import Context
@@ -63,11 +64,25 @@ def _dispatch(argv: Sequence[str], console: Console) -> int:
 # ---- apk's words -----------------------------------------------------------------------------------------
 
 
+# What options of ours mean to a line. One that means nothing to it is refused: who gave it expects something of it.
+_OF_A_CHANGE = ("base", "message", "wait", "keep_failed", "unchanged_77", "volume")
+_OF_APK = {
+    Kind.CHANGE: (*_OF_A_CHANGE, "accept"),
+    Kind.SIMULATE: ("base", "volume"),
+    Kind.QUERY: ("volume",),
+    Kind.CACHE: ("volume",),
+    Kind.ELSEWHERE: (),
+    Kind.HELP: (),
+}
+
+
 def _apk(context: Context, line: Line) -> int:
     from apk_atomic.commands import apk
 
     if os.path.exists(INSIDE):
+        require_only(line.atomic, (), "apk inside of a change")
         apk.pass_through(line)
+    require_only(line.atomic, _OF_APK[line.kind], "a line of apk's that changes nothing")
     if line.kind is Kind.CHANGE:
         from apk_atomic.commands import change
 
@@ -112,17 +127,19 @@ def _verb(context: Context, words: Sequence[str], options: AtomicOptions) -> int
             f"a change is at work here already: {words[0]} cannot run inside it; nothing was changed",
             hint="leave this shell first",
         )
-    handler = _VERBS.get(words[0])
-    if handler is None:
+    verb = _VERBS.get(words[0])
+    if verb is None:
         raise UsageError(f"{words[0]} is planned, but this version does not have it; nothing was changed")
-    return handler(context, list(words[1:]), options)
+    require_only(options, verb.takes, words[0])
+    return verb.handler(context, list(words[1:]), options)
 
 
 def _helped(context: Context, words: Sequence[str]) -> bool:
     """Answers with the verb's help where the line asks for it, and it is not for the verb's own parser to do so."""
     from apk_atomic.commands import usage
 
-    text = usage.of(words, tuple(usage.OPTIONS))
+    verb = _VERBS.get(words[0])
+    text = usage.of(words, [name for name in usage.OPTIONS if name.replace("-", "_") in verb.takes]) if verb else None
     if text is not None:
         context.console.answer(text)
     return text is not None
@@ -196,18 +213,26 @@ def _boot_config(context: Context, words: list[str], options: AtomicOptions) -> 
 
 
 _READING = ("status", "diff", "prove")
-_Handler = Callable[[Context, list[str], AtomicOptions], int]
-_VERBS: dict[str, _Handler] = {
-    "status": _status,
-    "diff": _diff,
-    "prove": _prove,
-    "rollback": _rollback,
-    "discard": _discard,
-    "gc": _gc,
-    "shell": _shell,
-    "run": _run,
-    "init": _init,
-    "boot-config": _boot_config,
+
+
+class _Verb(NamedTuple):
+    """`takes`: the options of ours that mean something to it, as fields of AtomicOptions."""
+
+    handler: Callable[[Context, list[str], AtomicOptions], int]
+    takes: tuple[str, ...]
+
+
+_VERBS = {
+    "status": _Verb(_status, ("volume",)),
+    "diff": _Verb(_diff, ("volume",)),
+    "prove": _Verb(_prove, ("volume",)),
+    "rollback": _Verb(_rollback, ("wait", "volume")),
+    "discard": _Verb(_discard, ("wait", "volume")),
+    "gc": _Verb(_gc, ("wait", "volume")),
+    "shell": _Verb(_shell, _OF_A_CHANGE),
+    "run": _Verb(_run, _OF_A_CHANGE),
+    "init": _Verb(_init, ()),
+    "boot-config": _Verb(_boot_config, ("wait", "volume")),
 }
 
 

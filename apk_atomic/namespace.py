@@ -13,6 +13,7 @@ command of the caller's shell, pipelines keep working, and a shell inside may do
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -28,6 +29,15 @@ GRACE = 10.0  # seconds between the first signal passed on and SIGKILL for every
 _PR_CAPBSET_DROP = 24  # <linux/prctl.h>
 _DROPPED = (16, 17, 22, 25)  # CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME
 _KILL = 9
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class NotExecuted(CheckFailed):
+    """The command was not there, or could not be executed; `status` is what a shell exits with then."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Command(NamedTuple):
@@ -48,11 +58,12 @@ class _Pipes(NamedTuple):
 
 
 class _Report:
-    """What init tells the wrapper: `F message` setup failed, `S` the command stopped, `X status` it ended."""
+    """What init tells the wrapper: `F message` setup failed, `N status message` the command could not be executed,
+    `S` it stopped, `X status` it ended."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.failure: str | None = None
+        self.failure: CheckFailed | None = None
         self.status: int | None = None
         self.stopped = False
         self._rest = b""
@@ -64,7 +75,10 @@ class _Report:
         for line in lines:
             kind, _, value = line.decode("utf-8", "surrogateescape").partition(" ")
             if kind == "F":
-                self.failure = value
+                self.failure = CheckFailed(value)
+            elif kind == "N":
+                status, _, message = value.partition(" ")
+                self.failure = NotExecuted(int(status), message)
             elif kind == "X":
                 self.status = int(value)
             elif kind == "S":
@@ -79,8 +93,9 @@ def run(
     """Runs a command in the root that `enter` makes; returns its exit status (128 + n for signal n).
 
     `enter` is called as PID 1 of fresh mount and PID namespaces and leaves them with the root in place; what it
-    raises as AtomicError or OSError comes out here as CheckFailed. When this returns, every process that the command
-    started is dead. `held` descriptors stay open until then, even if this process is killed.
+    raises as AtomicError or OSError comes out here as CheckFailed, a command that is not there as NotExecuted. When
+    this returns, every process that the command started is dead. `held` descriptors stay open until then, even if this
+    process is killed.
     An ending signal is passed on once, then everything is killed; the caller finds it in `signals.first`.
     `meanwhile` is called here while the command runs already; signals wait until it returns.
     """
@@ -102,7 +117,7 @@ def run(
         os.waitpid(intermediate, 0)
         terminal.restore()
     if report.failure is not None:
-        raise CheckFailed(report.failure)
+        raise report.failure
     if report.status is None:
         return 128 + _KILL
     return report.status
@@ -260,8 +275,9 @@ def _exec(command: Command, signals: Signals, report: int) -> None:
         signals.restore_for_exec()
         os.execvpe(command.program, command.argv, command.environment)
     except OSError as error:
+        status = 127 if error.errno in _ABSENT else 126
         what = f"cannot execute {command.program} in the new generation: {error.strerror}"
-        _say(report, f"F {what}; nothing was changed")
+        _say(report, f"N {status} {what}; nothing was changed")
     finally:
         os._exit(127)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
+from apk_atomic import cli
 from apk_atomic.atomic_options import AtomicOptions, split_atomic
 from apk_atomic.errors import UsageError
 
@@ -92,3 +95,70 @@ def test_refused(line: str, named: str) -> None:
 def test_words_are_kept_verbatim() -> None:
     odd = ["add", "", " ", "a\nb", "\udcff", "--x=\u00e9", "-"]
     assert split_atomic(["--atomic-wait", "1", *odd])[1] == odd
+
+
+# ---- which line takes which ------------------------------------------------------------------------------
+
+PROGRAM = "import sys; from apk_atomic.cli import main; sys.exit(main(['apk-atomic', *sys.argv[1:]]))"
+GIVEN = {
+    "base": "--atomic-base=x", "message": "--atomic-message=", "accept": "--atomic-accept=x",
+    "keep_failed": "--atomic-keep-failed", "unchanged_77": "--atomic-unchanged-77", "wait": "--atomic-wait=0",
+    "volume": "--atomic-volume=/nowhere",
+}  # fmt: skip
+CHANGES = "base message wait keep_failed unchanged_77 volume"
+TAKEN = {
+    "add x": f"{CHANGES} accept",
+    "del x": f"{CHANGES} accept",
+    "upgrade": f"{CHANGES} accept",
+    "fix": f"{CHANGES} accept",
+    "shell": CHANGES,
+    "run -- true": CHANGES,
+    "add -s x": "base volume",
+    "info -e x": "volume",
+    "search x": "volume",
+    "update": "volume",
+    "cache clean": "volume",
+    "status": "volume",
+    "diff": "volume",
+    "prove": "volume",
+    "rollback 1": "wait volume",
+    "discard": "wait volume",
+    "gc": "wait volume",
+    "gc --dry-run": "wait volume",
+    "boot-config": "wait volume",
+    "boot-config --install": "wait volume",
+    "init /nowhere": "",
+    "fetch x": "",
+    "add --root /nowhere x": "",
+    "--version": "",
+    "frobnicate": "",
+}
+
+
+def test_every_verb_has_its_row() -> None:
+    assert {line.split()[0] for line in TAKEN} >= set(cli._VERBS) | {"add", "del", "upgrade", "fix"}
+    assert set(GIVEN) == set(AtomicOptions._fields)
+
+
+@pytest.mark.parametrize("line", TAKEN)
+def test_an_option_that_means_nothing_is_refused(line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Before anything is looked at: these tests need no volume, nor root."""
+    for field in set(GIVEN) - set(TAKEN[line].split()):
+        assert cli.main(["apk-atomic", GIVEN[field], *line.split()]) == 100
+        said = capfd.readouterr()
+        name = GIVEN[field].partition("=")[0]
+        assert (said.out, f"{name} means nothing to" in said.err) == ("", True)
+        assert "nothing was changed" in said.err
+        for taken in TAKEN[line].split():
+            assert GIVEN[taken].partition("=")[0] in said.err.partition("hint: ")[2]
+
+
+@pytest.mark.parametrize("line", [line for line, taken in TAKEN.items() if "volume" in taken])
+def test_what_it_takes_is_not_refused(line: str) -> None:
+    """All of them at once; what is refused then is the volume that they name. It holds signals back: not in here."""
+    words = [GIVEN[field] for field in TAKEN[line].split()]
+    argv = [sys.executable, "-c", PROGRAM, *words, *line.split()]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode in (100, 101)
+    assert "means nothing" not in done.stderr
+    assert "/nowhere" in done.stderr or "only root" in done.stderr

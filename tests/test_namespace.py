@@ -14,7 +14,7 @@ import pytest
 
 from apk_atomic import mounts, namespace
 from apk_atomic.errors import AtomicError, CheckFailed
-from apk_atomic.namespace import Command
+from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.signals import Signals
 from tests.support import engine
 from tests.support.isolation import private_mounts
@@ -92,9 +92,23 @@ def test_exit_status(signals: Signals, script: str, status: int) -> None:
     assert signals.first is None
 
 
-def test_a_program_that_is_not_there(signals: Signals) -> None:
-    with pytest.raises(CheckFailed, match="cannot execute nowhere-to-be-found in the new generation: No such file"):
-        namespace.run(Command("nowhere-to-be-found", ("x",), {"PATH": "/bin"}), fresh_proc, signals)
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        ("nowhere-to-be-found", 127), ("/nowhere/to-be-found", 127), ("/etc/passwd/x", 127), ("x" * 300, 127),
+        ("/etc/passwd", 126), ("/etc", 126),
+    ],
+)  # fmt: skip
+def test_a_program_that_cannot_be_executed(signals: Signals, program: str, status: int) -> None:
+    """What a shell would exit with."""
+    said = f"cannot execute {program} in the new generation: .*; nothing was changed"
+    with pytest.raises(NotExecuted, match=said) as caught:
+        namespace.run(Command(program, ("x",), {"PATH": "/bin"}), fresh_proc, signals)
+    assert caught.value.status == status
+
+
+def test_what_is_at_work_is_not_mistaken_for_a_missing_program(signals: Signals) -> None:
+    assert run("exit 127", signals) == 127
 
 
 def test_a_program_by_name_and_its_argv0(signals: Signals, capfd: pytest.CaptureFixture[str]) -> None:

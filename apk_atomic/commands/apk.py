@@ -39,7 +39,7 @@ def query(context: Context, line: Line) -> NoReturn:
     """Answered from the pending generation, so that what was added is there, else by the booted one."""
     if context.spec is None and not volume.pending_ids():
         pass_through(line)
-    if _is_user(context):
+    if _is_user(context, line):
         _aside(context, line, "answered by the booted generation; only root can ask the pending one")
         pass_through(line)
     _in_chosen(context, line, _queried)
@@ -47,7 +47,7 @@ def query(context: Context, line: Line) -> NoReturn:
 
 def simulate(context: Context, line: Line) -> NoReturn:
     """Computed on the base that the transaction would have."""
-    if _is_user(context):
+    if _is_user(context, line):
         if volume.pending_ids():
             _aside(context, line, "simulated on the booted generation; only root can use the pending one")
         pass_through(line)
@@ -56,16 +56,21 @@ def simulate(context: Context, line: Line) -> NoReturn:
 
 def cache(context: Context, line: Line) -> NoReturn:
     """`update` and `cache`: they change the shared cache only, so they need no generation but a writable /var/cache."""
-    if _is_user(context):
+    if _is_user(context, line):
         pass_through(line)
     _in_chosen(context, line, _queried, writes_cache=True)
 
 
-def _is_user(context: Context) -> bool:
-    """Whether an ordinary user asks, to whom the running system's apk answers; for another volume it must not."""
-    if context.spec is not None:
+def _is_user(context: Context, line: Line) -> bool:
+    """Whether an ordinary user asks, to whom the running system's apk answers; it must not where another is named."""
+    if _names_another(context, line):
         require_root(context.argv)
     return os.geteuid() != 0
+
+
+def _names_another(context: Context, line: Line) -> bool:
+    """Whether the line says which volume or generation is to answer."""
+    return context.spec is not None or line.atomic.base is not None
 
 
 def _queried(state: State, config: Config) -> str:
@@ -80,7 +85,7 @@ def _in_chosen(
     try:
         context.locate()
     except NotSuchRoot:
-        if context.spec is not None:
+        if _names_another(context, line):
             raise
         pass_through(line)
     with context.opened() as opened:

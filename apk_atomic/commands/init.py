@@ -39,8 +39,6 @@ def run(context: Context, words: list[str], _: AtomicOptions) -> int:
     if asked is None:
         context.console.answer(parser.format_help())
         return 0
-    if context.spec is not None:
-        raise UsageError("init takes its device as an operand, not by --atomic-volume; nothing was changed")
     require_root(context.argv)
     wanted = _order(context, asked)
     made = _perform(context, wanted, sure=asked.yes)

@@ -10,7 +10,7 @@ from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.context import Context, config_of
 from apk_atomic.errors import ChangeFailed, UsageError
 from apk_atomic.model import Kind
-from apk_atomic.namespace import Command
+from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.report import summary
 from apk_atomic.staged import Staged
 from apk_atomic.terminal import await_foreground
@@ -18,6 +18,7 @@ from apk_atomic.transaction import Request
 
 UNCHANGED = 77
 _SHELL = ("/bin/sh", "-l")
+_SHELL_LINE = "for a line of shell: apk-atomic run -- sh -c 'LINE'"
 
 
 def shell(context: Context, words: Sequence[str], options: AtomicOptions) -> int:
@@ -50,7 +51,10 @@ def _perform(
     )
 
     def change(root: Staged) -> None:
-        status = root.run(command)
+        try:
+            status = root.run(command)
+        except NotExecuted as error:
+            raise ChangeFailed(error.message, status=error.status, hint=_SHELL_LINE) from error
         root.work.signals.check()
         if status:
             raise ChangeFailed(f"{argv[0]} ended with exit status {status}; nothing was changed", status=status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.adversity.trial import Trial, publish_script
 from tests.support import oracle
 from tests.support.packages import File, Package
-from tests.support.world import FIRST
+from tests.support.world import FIRST, make_volume
 
 PYTHON = "exec python3 -I - <<'END'\n{program}\nEND"
 SUBVOLUME = """\
@@ -300,6 +301,33 @@ def test_apk_cannot_be_executed(trial: Trial, content: bytes) -> None:
     trial.volume.add_generation(name, lambda tree: replace(tree / "sbin/apk", content))
     trial.accept()
     trial.refused("apk-atomic", "add", "x", f"--atomic-base={name}", status=104, says="cannot execute /sbin/apk")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("nonexistent", 127), ("/nonexistent", 127), ("/etc/hostname/x", 127), ("echo hi > /etc/made", 127),
+        ("/etc/hostname", 126), ("/etc", 126), ("/usr/bin/no-interpreter", 127), ("/usr/bin/garbage", 126),
+    ],
+)  # fmt: skip
+def test_command_cannot_be_executed(odd: Trial, command: str, status: int) -> None:
+    """As a shell would have it; and apk-atomic's exit statuses for roots that would not boot say something else."""
+    refused = odd.refused("apk-atomic", "run", "--", command, status=status, says=f"cannot execute {command} in")
+    assert "nothing was changed" in refused.stderr
+    assert "apk-atomic run -- sh -c" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Trial]:
+    """A root with programs that are none."""
+
+    def prepare(tree: Path) -> None:
+        (tree / "etc/hostname").write_text("odd\n")
+        replace(tree / "usr/bin/no-interpreter", b"#!/nowhere\n")
+        replace(tree / "usr/bin/garbage", b"\x7fELF garbage")
+
+    with make_volume(prepare=prepare) as made:
+        yield Trial(made)
 
 
 def replace(path: Path, content: bytes) -> None:
