@@ -96,6 +96,13 @@ def test_options_of_a_verb(verb: str) -> None:
     assert set(explained) == options_of(verb)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_of_ours_that_a_verb_takes(verb: str) -> None:
+    said = re.findall(r"^Takes (.*)\.$", of_verb(verb), re.MULTILINE)
+    assert len(said) == 1
+    assert {name.replace("-", "_") for name in re.findall(r"--atomic-([\w-]+)", said[0])} == set(cli._VERBS[verb].takes)
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if usage.VERBS[verb].flags is not None])
 def test_synopsis_of_a_verb(verb: str) -> None:
     """The same in the manual, in the help and in what is understood."""
