@@ -15,13 +15,15 @@ from apk_atomic.cmdline import Line, Role
 from apk_atomic.config import Config
 from apk_atomic.errors import ChangeFailed, CheckFailed, UsageError
 from apk_atomic.namespace import Command
+from apk_atomic.signals import die_with_parent
 from apk_atomic.staged import Staged
 from apk_atomic.verdict import Evidence, judge
 from apk_atomic.volume import Volume
 
 _OF_THE_ROOT = (Role.CACHE_DIR, Role.KEYS_DIR)  # relative ones count from apk's root
 _REPOSITORIES = ("etc/apk/repositories", "etc/apk/repositories.d", "lib/apk/repositories.d")
-_LIMIT = 1 << 20  # bytes of a repositories file
+_LIMIT = 1 << 20  # bytes of a repositories file, or of an answer
+_PATIENCE = 60  # seconds for an answer
 
 
 def change(line: Line) -> Callable[[Staged], None]:
@@ -185,6 +187,36 @@ def exec_in_generation(
     namespace.change_directory(call.directory)
     namespace.drop_capabilities()
     replace_process(call)
+
+
+def ask(opened: Volume, config: Config, name: str, words: Sequence[str]) -> str:
+    """What apk in the sealed generation NAME says on stdout to a query of ours; "" where it fails, or is silent."""
+    line = cmdline.parse(words)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        _answer(opened, config, name, line, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        text = answer.read(_LIMIT)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return text.decode("utf-8", "replace") if status == 0 else ""
+
+
+def _answer(opened: Volume, config: Config, name: str, line: Line, writer: int) -> NoReturn:
+    """In the child: becomes that apk; whatever fails shows as its exit status."""
+    import signal
+
+    try:
+        die_with_parent()
+        signal.alarm(_PATIENCE)  # goes with the process through the exec
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(writer, 1)
+        os.dup2(0, 2)
+        mounts.make_private()
+        exec_in_generation(opened, config, name, line)
+    finally:
+        os._exit(127)
 
 
 def replace_process(call: Command) -> NoReturn:

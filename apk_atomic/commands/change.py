@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from apk_atomic import apkline, transaction
+import os
+
+from apk_atomic import apkline, holds, installed, lookup, session, transaction, volume
 from apk_atomic.cmdline import Line
 from apk_atomic.context import Context
 from apk_atomic.model import Kind
 from apk_atomic.report import summary
+from apk_atomic.session import Work
 from apk_atomic.transaction import Request
 
 UNCHANGED = 77
@@ -26,4 +29,23 @@ def run(context: Context, line: Line) -> int:
     with context.locked(wait=wait or 0) as work:
         done = transaction.perform(work, request)
         summary(work, done, quiet=line.quiet)
+        if line.applet == "upgrade" and not line.quiet:
+            session.after_switch(work, lambda: _name_holds(work, done.id))
     return UNCHANGED if not done.id and line.atomic.unchanged_77 else 0
+
+
+def _name_holds(work: Work, name: str) -> None:
+    """Which kernels the upgrade left behind, and for whose sake; apk is asked only where there is such a package."""
+    name = name or volume.read_slots(work.volume).slots[0]
+    root = volume.open_root(work.volume, name)
+    try:
+        database = lookup.read(root, installed.DATABASE, installed.LIMIT) or b""
+        world = (lookup.read(root, installed.WORLD, installed.LIMIT) or b"").decode("utf-8", "replace")
+    finally:
+        os.close(root)
+    found = holds.find_holds(database, world)
+    if found:
+        names = [hold.kernel for hold in found]
+        answer = apkline.ask(work.volume, work.config, name, [*holds.QUESTION, *names])
+        for sentence in holds.sentences(found, answer):
+            work.console.note(sentence)

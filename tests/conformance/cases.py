@@ -545,6 +545,20 @@ ASKING = (
         "base-1.0-r0 hello-1.0-r0",
     ),
     Case(
+        "versions beside what is to be had",
+        (
+            Publish((BASE, Package("ties", depends=("base=1.0-r0",), files={"usr/ties": File(b"1")}))),
+            Do("add ties", 0, ("Installing base (1.0-r0)", "Installing ties (1.0-r0)")),
+            Do("version -l < base", says=("Installed:                                Available:",)),
+            Publish((BASE, Package("base", "1.1-r0", files={"etc/base.conf": File(b"base=1\n")}),
+                     Package("ties", depends=("base=1.0-r0",), files={"usr/ties": File(b"1")}))),
+            Do("upgrade"),
+            Do("version -l < base ties", says=("base-1.0-r0                             < 1.1-r0 ",)),
+        ),
+        "ties",
+        "base-1.0-r0 ties-1.0-r0",
+    ),
+    Case(
         "the command line",
         (
             Publish((BASE,)),
