@@ -7,7 +7,19 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from apk_atomic import btrfs, chroot, decompress, files, kernel, proof, rebuild, staged, volume
+from apk_atomic import (
+    btrfs,
+    chroot,
+    decompress,
+    disks,
+    files,
+    hibernation,
+    kernel,
+    proof,
+    rebuild,
+    staged,
+    volume,
+)
 from apk_atomic.changed import Changed
 from apk_atomic.config import Config
 from apk_atomic.errors import BuildFailed, CheckFailed
@@ -26,6 +38,9 @@ if TYPE_CHECKING:
 
 MENU = "state/boot.json"
 _MENU_LIMIT = 1 << 20  # bytes
+_BTRFS = "/sys/fs/btrfs"
+# crc32c comes with btrfs itself, by modules.dep
+_CHECKSUMS = {"xxhash64": "xxhash_generic", "sha256": "sha256_generic", "blake2b": "blake2b_generic"}
 _SHOWN = 5  # findings that a refusal spells out
 
 
@@ -122,19 +137,22 @@ def external(opened: Volume, config: Config, name: str, root: int) -> External:
 
 def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
     """The full proof of a generation that exists already."""
+    resume = hibernation.resume_of(hibernation.words_of_next_boot(opened.top, running=opened.running))
     root = volume.open_root(opened, name)
     try:
         return proof.prove(
             root,
-            ProofInput(
+            of_this_machine(opened, ProofInput(
                 generation_path=f"/snapshots/{name}",
                 menu_paths=menu_paths(opened),
                 base_boot_names=kernel.boot_names(root),
                 default_subvolume=btrfs.default_subvolume(opened.top),
                 decompress=external(opened, config, name, root),
                 volume_uuid=opened.fsid,
-            ),
-        )
+                resume=resume.spec if resume else "",
+                hibernated=resume is not None and hibernation.is_waiting(resume),
+            )),
+        )  # fmt: skip
     finally:
         os.close(root)
 
@@ -155,6 +173,26 @@ def _facts(root: Staged, plan: Plan) -> ProofInput:
     )
 
 
+def of_this_machine(opened: Volume, facts: ProofInput) -> ProofInput:
+    """`facts` with what only the machine knows that the volume boots on, which is this one where the volume runs."""
+    wanted = [_CHECKSUMS[name] for name in (_checksum(opened.fsid),) if name in _CHECKSUMS]
+    if not opened.running:
+        return facts._replace(wanted_modules=tuple(wanted))
+    for device in btrfs.devices(opened.top):
+        wanted += disks.modules_of(device.path) if device.path else ()
+    uuids = frozenset(area.uuid for area in disks.areas())
+    return facts._replace(wanted_modules=tuple(dict.fromkeys(wanted)), uuids=uuids or None)
+
+
+def _checksum(fsid: str) -> str:
+    """What the kernel says of the mounted volume's: "xxhash64 (xxhash64-generic)"."""
+    try:
+        with open(f"{_BTRFS}/{fsid}/checksum", encoding="utf-8") as file:
+            return file.read(100).partition(" ")[0].strip()
+    except OSError:
+        return ""
+
+
 def _is_due(root: Staged, paths: tuple[str, ...], record: Record) -> bool:
     inputs = record.proof.inputs if record.proof else ()
     members = [member for image in record.initramfs for member in image.members]
@@ -162,7 +200,7 @@ def _is_due(root: Staged, paths: tuple[str, ...], record: Record) -> bool:
 
 
 def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
-    verdict = proof.prove(root.root, facts)
+    verdict = proof.prove(root.root, of_this_machine(root.work.volume, facts))
     _require(verdict, plan)
     generator = str(plan.generator.kind) if plan.generator else ""
     return Bootable(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from uuid import UUID
 
-from apk_atomic import btrfs, files, fstab, mounts
+from apk_atomic import btrfs, disks, files, fstab, mounts
 from apk_atomic.errors import AtomicError
 from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, STAGING
 from apk_atomic.lock import make_run_directory
@@ -19,9 +18,6 @@ from apk_atomic.volume import TOP_LEVEL
 
 COMMONS, STATE = "commons", "state"
 ESP_POINT = "/boot/efi"
-_SWAP_HEADER, _SWAP_UUID = 4096, 1024 + 12  # <linux/swap.h>
-_FAT32_AT, _FAT32_ID = 82, 67  # of the boot sector
-_FAT16_AT, _FAT16_ID = 54, 39
 
 
 def mountpoint(common: str) -> str:
@@ -52,27 +48,17 @@ def set_label(device: str, label: str, signals: Signals) -> None:
 
 def fat_uuid(device: str) -> str:
     """The serial of a FAT as fstab has it, 1234-ABCD; "" where there is none."""
-    start = _start_of(device, 512)
-    for magic, at, where in ((b"FAT32", _FAT32_AT, _FAT32_ID), (b"FAT", _FAT16_AT, _FAT16_ID)):
-        if start[at : at + len(magic)] == magic:
-            text = start[where : where + 4][::-1].hex().upper()
-            return f"{text[:4]}-{text[4:]}"
-    return ""
+    return _uuid_of(device, "vfat")
 
 
 def swap_uuid(device: str) -> str:
     """The UUID in the header of a swap area; "" where it has none."""
-    start = _start_of(device, _SWAP_HEADER)
-    raw = start[_SWAP_UUID : _SWAP_UUID + 16]
-    return str(UUID(bytes=raw)) if len(raw) == 16 and any(raw) else ""
+    return _uuid_of(device, "swap")
 
 
-def _start_of(device: str, size: int) -> bytes:
-    try:
-        with open(device, "rb") as disk:
-            return disk.read(size)
-    except OSError:
-        return b""
+def _uuid_of(device: str, wanted: str) -> str:
+    kind, uuid, _ = disks.identify(disks.head_of(device))
+    return uuid if kind == wanted else ""
 
 
 def template(fsid: str, commons: Sequence[str], esp: str, swap: str) -> str:

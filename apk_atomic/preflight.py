@@ -1,11 +1,11 @@
-"""What can be refused before a byte is written: space, default subvolume, base (design, section 4, preflight).
+"""What can be refused before a byte is written: space, default subvolume, a sleeping system, base (design, section 4, preflight).
 
 Only reads; nothing here is durable.
 """
 
 from __future__ import annotations
 
-from apk_atomic import btrfs, volume
+from apk_atomic import btrfs, hibernation, volume
 from apk_atomic.errors import CheckFailed, NoSpace
 from apk_atomic.faults import point
 from apk_atomic.model import State
@@ -24,6 +24,7 @@ def base_of(work: Work, wanted: str | None) -> Base:
     state = _state_for_base(work, wanted)
     require_default_subvolume(work)
     _require_space(work)
+    require_awake(work)
     base = choose_base(state, wanted)
     if base.leaves_out:
         work.console.warn(f"pending {base.leaves_out} is not part of this generation, which starts from {base.id}")
@@ -40,6 +41,17 @@ def require_default_subvolume(work: Work) -> None:
             f"the default subvolume is {default}, not {_TOP_LEVEL_ID}: the boot loader would look for "
             "/current in the wrong place; nothing was changed",
             hint="mount the volume with -o subvolid=5 at /mnt, then: btrfs subvolume set-default 5 /mnt",
+        )
+
+
+def require_awake(work: Work) -> None:
+    """A hibernated system would come back on a volume that changed under it. Raises CheckFailed."""
+    found = hibernation.waiting_in(work.volume.top, running=work.volume.running)
+    if found is not None:
+        raise CheckFailed(
+            f"resume={found.spec} holds a hibernated system, which would come back on a volume that changed under it; "
+            "nothing was changed",
+            hint="let it resume and shut it down, or drop it: mkswap, with the same UUID (-U), on that device",
         )
 
 

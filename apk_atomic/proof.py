@@ -7,7 +7,6 @@ the root is made of, there is a verdict; only a disk that cannot be read raises 
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 # Whatever changes here is an input, known or not.
 _ALWAYS = ("boot", "usr/lib/modules", "usr/share/kernel", "etc/runlevels", "etc/mkinitfs")
-_SUSPENDED = (b"S1SUSPEND", b"S2SUSPEND", b"LINHIB0001")  # kernel/power/swap.c, and what uswsusp wrote
-_PAGES = (4096, 16384, 65536)
 
 
 def prove(root_fd: int, facts: ProofInput) -> Proof:
@@ -70,11 +67,6 @@ def must_run(root_fd: int, changed_paths: Collection[str], inputs: Collection[st
         return True
     suspects = (path for path in inputs if any(above in changed for above in _above(lookup.merged(path))))
     return any(not _is_there(root_fd, path) for path in suspects)
-
-
-def holds_hibernated_system(fd: int) -> bool:
-    """Whether the swap device or file `fd` holds a hibernated system, which resume= would bring back."""
-    return any(os.pread(fd, 10, page - 10).rstrip(b"\0") in _SUSPENDED for page in _PAGES)
 
 
 def _own_findings(root_fd: int, facts: ProofInput) -> Findings:

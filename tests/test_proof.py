@@ -430,19 +430,6 @@ def test_resume(root: Root) -> None:
     assert root.warnings(resume="UUID=1", hibernated=True) == {"resume"}
 
 
-@pytest.mark.parametrize(
-    ("signature", "page"), [(b"S1SUSPEND\0", 4096), (b"S2SUSPEND\0", 65536), (b"LINHIB0001", 16384)]
-)
-def test_hibernated_system(tmp_path: Path, signature: bytes, page: int) -> None:
-    swap = bytearray(1 << 17)
-    for content, answer in ((b"SWAPSPACE2", False), (signature, True)):
-        swap[page - 10 : page] = content
-        (tmp_path / "swap").write_bytes(swap)
-        fd = os.open(tmp_path / "swap", os.O_RDONLY)
-        assert proof.holds_hibernated_system(fd) is answer
-        os.close(fd)
-
-
 def test_drivers_of_this_disk(root: Root) -> None:
     root.write(root.image(initramfs_image(RELEASE, without=("virtio",))))
     assert root.warnings(wanted_modules=("virtio-blk", "libcrc32c", "unknown")) == {"initramfs-no-driver"}
