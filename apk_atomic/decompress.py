@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 from apk_atomic import chroot, lookup, mounts, namespace
 from apk_atomic.chroot import RootPlan
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
     from apk_atomic.unpack import External
 
 _PLACES = ("usr/bin", "bin")
-_SECONDS = 60  # of processor time; an image of 100 MiB takes less than one
-_MEMORY = 1 << 29  # bytes of address space
 
 
-def by_program(plan: RootPlan, root: int) -> External:
+class Limits(NamedTuple):
+    """For one run: `seconds` of processor time (an image of 100 MiB takes less than one), and `patience` in all, for
+    a program that waits uses none; `memory` is bytes of address space. What it puts out is the reader's to limit."""
+
+    seconds: int = 60
+    patience: int = 300
+    memory: int = 1 << 29
+
+
+DEFAULTS = Limits()
+
+def by_program(plan: RootPlan, root: int, limits: Limits = DEFAULTS) -> External:
     """Unpacks with the programs of the root that `plan` describes and `root` is a descriptor of."""
 
     @contextmanager
@@ -34,7 +43,7 @@ def by_program(plan: RootPlan, root: int) -> External:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         child = os.fork()
         if child == 0:
-            _become(program, plan, source, writer)
+            _become(program, plan, limits, (source, writer))
         os.close(writer)
         ended = False
         try:
@@ -51,20 +60,23 @@ def by_program(plan: RootPlan, root: int) -> External:
     return unpacked
 
 
-def _become(program: str, plan: RootPlan, source: int, writer: int) -> NoReturn:
+def _become(program: str, plan: RootPlan, limits: Limits, ends: tuple[int, int]) -> NoReturn:
     """In the child: enters the root and becomes the program; whatever fails shows as its exit status."""
     import resource
 
     try:
-        os.dup2(source, 0)
-        os.dup2(writer, 1)
+        for number, end in enumerate(ends):
+            os.dup2(end, number)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         mounts.make_private()
         chroot.enter(plan)
         namespace.drop_capabilities()
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds))
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+        for number in (signal.SIGPIPE, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.alarm(limits.patience)  # goes with the process through the exec
         os.execv(program, [program, "-dc"])
     finally:
         os._exit(127)

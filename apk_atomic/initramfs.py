@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import cpio, lookup
@@ -136,12 +137,13 @@ class _Reader:
 
     def packed(self, segment: Unpacked) -> int:
         """All archives of a compressed segment, to its end: the kernel takes nothing else in there."""
-        window = cpio.Window(self._limited(segment))
-        if window.at_end():
-            raise Damaged("is empty: a compressed segment holds nothing")
-        while not window.at_end():
-            self._archive(window)
-            window.skip_zeros()
+        with closing(iter(segment)) as chunks:
+            window = cpio.Window(self._limited(chunks))
+            if window.at_end():
+                raise Damaged("is empty: a compressed segment holds nothing")
+            while not window.at_end():
+                self._archive(window)
+                window.skip_zeros()
         return segment.end
 
     def _limited(self, chunks: Iterable[bytes]) -> Iterator[bytes]:

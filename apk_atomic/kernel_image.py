@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import closing
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -174,10 +175,11 @@ def _is_release(word: bytes) -> bool:
 
 def _unpacked(fd: int, start: int, codec: Codec, external: External | None) -> Iterator[bytes]:
     room = MAX_UNPACKED
-    for chunk in Unpacked(fd, start, codec, external):
-        room -= len(chunk)
-        _require(room >= 0, f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
-        yield chunk
+    with closing(iter(Unpacked(fd, start, codec, external))) as chunks:
+        for chunk in chunks:
+            room -= len(chunk)
+            _require(room >= 0, f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+            yield chunk
 
 
 def _chunks(fd: int) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from apk_atomic import lookup
 from apk_atomic.proof_fstab import FSTAB, check_fstab, check_resume, check_staging
 from apk_atomic.proof_init import check_init
 from apk_atomic.proof_kernels import check_kernels, check_menu, menu_names
+from apk_atomic.proof_sealed import check_sealed
 from apk_atomic.proof_types import TOP_LEVEL, Findings
 from apk_atomic.proof_types import Finding as Finding
 from apk_atomic.proof_types import Proof as Proof
@@ -38,6 +39,7 @@ def prove(root_fd: int, facts: ProofInput) -> Proof:
         findings.warn("no-kernel", "no kernel: this root cannot boot by itself")
     else:
         check_init(findings, root_fd, facts.init)
+        check_sealed(findings, root_fd)
     return _proof(findings, started, kernels.releases, kernels.images)
 
 

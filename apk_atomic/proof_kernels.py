@@ -184,6 +184,8 @@ def _check_other_images(root: _Root, result: Kernels) -> None:
             _judge_other(root, name, image, result, findings)
         elif image is not None and not any("/microcode/" in f"/{member}" for member in image.members):
             findings.warn("microcode-empty", f"{name} holds no microcode")
+        if is_microcode(name) and root.strict_menu and name not in root.menu:
+            findings.warn("microcode-unused", f"the boot menu does not load {name}: apk-atomic boot-config --install")
         result.findings.add(findings, lenient=root.strict_menu and name not in root.menu)
 
 

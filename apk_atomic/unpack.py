@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from contextlib import AbstractContextManager
     from typing import BinaryIO, Protocol
 
@@ -89,20 +89,21 @@ class Unpacked:
     """Iterates once over the chunks (at most CHUNK bytes) of the segment at offset `start` of `fd`.
 
     `end` is the offset behind the segment, known when the iteration has come to its end. Raises Damaged for a
-    segment that is truncated or corrupt. The position of `fd` is left alone but for an External.
+    segment that is truncated or corrupt. The position of `fd` is left alone but for an External, whose program lives
+    until the iterator is at its end, or closed.
     """
 
     def __init__(self, fd: int, start: int, codec: Codec, external: External | None) -> None:
         self._fd, self._start, self._codec, self._external = fd, start, codec, external
         self.end = -1
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Generator[bytes, None, None]:
         decoder = _decoder(self._codec)
         if decoder is not None:
             return self._by_library(decoder)
         return self._by_program()
 
-    def _by_library(self, decoder: _Decoder) -> Iterator[bytes]:
+    def _by_library(self, decoder: _Decoder) -> Generator[bytes, None, None]:
         offset = self._start
         while not decoder.eof:
             data = b""
@@ -125,7 +126,7 @@ class Unpacked:
             # zlib.error, LZMAError and ZstdError have no common base, and bz2 raises OSError or ValueError
             raise Damaged(f"is corrupt: {self._codec} says: {error}") from error
 
-    def _by_program(self) -> Iterator[bytes]:
+    def _by_program(self) -> Generator[bytes, None, None]:
         walk = _zstd_end if self._codec is Codec.ZSTD else _lz4_end
         end = walk(self._fd, self._start)
         if self._external is None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("nvram", "partition", "elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "namespace", "installed", "fstab", "initramfs", "bootmenu"),
     ("locate", "esp", "loaders", "proof_types"),
-    ("volume", "chroot", "proof_images", "proof_fstab"),
+    ("volume", "chroot", "proof_images", "proof_fstab", "proof_sealed"),
     ("operands", "journal", "changed", "decompress", "proof_init", "proof_kernels", "rebuild", "newroot"),
     ("proof",),
     ("pointer", "layout"),

@@ -258,6 +258,11 @@ WARNINGS: dict[str, tuple[Break, str]] = {
     "subvolid of a common": (fstab("subvol=/commons/@home", "subvolid=300"), "fstab-subvolid"),
     "a line that is none": (fstab("tmpfs /tmp tmpfs nosuid,nodev 0 0", "hello"), "fstab-line"),
     "an optional mount point": (fstab("tmpfs /tmp tmpfs nosuid", "tmpfs /mnt/x tmpfs nofail"), "mount-point"),
+    "no resolv.conf": (remove("etc/resolv.conf"), "resolv-conf"),
+    "resolv.conf of a sealed root": (link("etc/resolv.conf", "../var/lib/resolv.conf"), "resolv-conf"),
+    "resolv.conf in a loop": (link("etc/resolv.conf", "resolv.conf"), "resolv-conf"),
+    "D-Bus without a machine-id": (link("etc/runlevels/boot/dbus", "/etc/init.d/hostname"), "machine-id"),
+    "ssh without host keys": (link("etc/runlevels/default/sshd", "/etc/init.d/hostname"), "host-keys"),
     "a damaged kernel that is not installed": (replace("boot/vmlinuz-old", b"old"), "kernel-damaged"),
 }
 
@@ -412,6 +417,30 @@ def test_menu_path_that_is_empty_or_no_file(root: Root) -> None:
 def test_grub_cfg_does_not_count_beside_a_static_menu(root: Root) -> None:
     root.write({"boot/grub/grub.cfg": (0o600, STAGING)})
     assert root.warnings(menu_paths=LTS) == {"staging-loader"}
+
+
+def test_microcode_that_the_menu_does_not_load(root: Root) -> None:
+    root.write({"boot/intel-ucode.img": (0o644, microcode())})
+    assert root.warnings(menu_paths=LTS) == {"microcode-unused"}
+    assert root.warnings(menu_paths=(*LTS, "boot/intel-ucode.img")) == set()
+    assert root.warnings() == set()
+
+
+@pytest.mark.parametrize("target", ["/run/resolv.conf", "../tmp/resolv.conf", "/var/run/x", "/etc/hosts"])
+def test_a_resolv_conf_that_can_be_written_or_is_there(root: Root, target: str) -> None:
+    root.text("etc/hosts", "")
+    root.write({"etc/resolv.conf": ("symlink", target)})
+    assert root.warnings() == set()
+
+
+def test_what_services_of_a_sealed_root_find(root: Root) -> None:
+    root.text("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+    root.write({"etc/ssh/ssh_host_ed25519_key": (0o600, b"key")})
+    for name in ("dbus", "sshd"):
+        root.write({f"etc/runlevels/default/{name}": ("symlink", "/etc/init.d/hostname")})
+    assert root.warnings() == set()
+    root.text("etc/machine-id", "\n")
+    assert root.warnings() == {"machine-id"}
 
 
 # ---- what is not in the root -----------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ def system_files(generation: str = GENERATION) -> Files:
         "etc/mkinitfs/mkinitfs.conf": (0o644, b'features="base btrfs"\n'),
         "etc/inittab": (0o644, b"::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"),
         "etc/passwd": (0o644, b"root:x:0:0:root:/root:/bin/sh\n"),
+        "etc/resolv.conf": ("symlink", "/run/resolv.conf"),
         "etc/fstab": (0o644, FSTAB.format(generation=generation).encode()),
         "home": (0o755 | stat.S_IFDIR, b""),
         "tmp": (0o1777 | stat.S_IFDIR, b""),
