@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -172,6 +173,66 @@ def test_an_inherited_proof_still_looks_at_the_fstab(machine: Machine) -> None:
     assert "etc/fstab" in said
 
 
+SCRIPTS = {
+    "dracut": ("usr/bin/dracut", 'exec mkinitfs -o "$2" "$3"'),
+    "booster": ("usr/bin/booster", 'exec mkinitfs -o "$5" "$4"'),
+    "configured": ("usr/local/bin/mkimage", 'exec mkinitfs -o "$2" "$1"'),
+}
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_the_generator_that_the_configuration_wants(machine: Machine, kind: str) -> None:
+    path, script = SCRIPTS[kind]
+    wanted = '["/usr/local/bin/mkimage", "{release}", "{output}"]' if kind == "configured" else f'"{kind}"'
+
+    def configure(root: Path) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(f"#!/bin/sh\necho {kind} is at work\n{script}\n")
+        (root / path).chmod(0o755)
+        (root / "etc/apk-atomic").mkdir(exist_ok=True)
+        (root / "etc/apk-atomic/apk-atomic.toml").write_text(f"[initramfs]\ngenerator = {wanted}\n")
+
+    machine.volume.add_generation("20250101000000abcdefgh", configure)
+    machine.volume.point("20250101000000abcdefgh", FIRST, name="20250101000001abcdefgh")
+    machine.guest.reboot()
+    machine.publish(generator(trigger=IDLE_TRIGGER), kernel_package(NEWER))
+    said = machine.commit("upgrade")
+    assert said.count(f"{kind} is at work") == 1
+    image = machine.record()["initramfs"][0]
+    assert (image["generator"], image["path"], image["release"]) == (kind, "boot/initramfs-lts", release_of(NEWER))
+
+
+def test_every_flavor_is_a_kernel(machine: Machine) -> None:
+    """Several come at once, one of them a Raspberry Pi's, whose image is a gzip'd Image."""
+    rpi = kernel_package(KERNEL, "rpi")
+    packed = File(gzip.compress(bootfiles.arm64_image(release_of(KERNEL, "rpi")), mtime=0))
+    rpi = replace(rpi, files={**rpi.files, "boot/vmlinuz-rpi": packed})
+    machine.publish(*(kernel_package(KERNEL, name) for name in ("virt", "stable")), rpi)
+    said = machine.commit("add", "linux-virt", "linux-stable", "linux-rpi")
+    assert said.count(GENERATED) == 3
+    assert machine.record()["kernels"] == {name: release_of(KERNEL, name) for name in ("lts", "rpi", "stable", "virt")}
+    assert "boot/vmlinuz-rpi is no EFI program" in said
+
+
+def test_the_driver_of_this_disk(machine: Machine) -> None:
+    """A loop device has none, so this one gets one, in the guest's /sys."""
+    name = Path(machine.volume.device).name
+    driven = "devices/virtio0/block"
+    script = f"""\
+mkdir -p /tmp/sys/{driven}/{name} /tmp/sys/drivers/virtio_blk /tmp/sys/module/virtio_blk /tmp/block
+ln -s /tmp/sys/drivers/virtio_blk /tmp/sys/devices/virtio0/driver
+ln -s /tmp/sys/module/virtio_blk /tmp/sys/drivers/virtio_blk/module
+ln -s /tmp/sys/{driven}/{name} /tmp/block/{name}
+mount --bind /tmp/block /sys/class/block"""
+    machine.guest.run(["/bin/sh", "-ec", script], check=True)
+    machine.publish(kernel_package(NEWER))
+    assert "warning" not in machine.commit("upgrade")
+    machine.publish(generator(altered(f'rm {COPIED}/kernel/drivers/block/virtio_blk.ko.gz"')))
+    said = machine.commit("upgrade")
+    assert "boot/initramfs-lts holds no virtio_blk module, which this disk needs" in said
+    assert machine.guest.run(["apk-atomic", "prove"], check=True).stdout.startswith("warning  initramfs-no-driver: ")
+
+
 def test_a_root_without_a_kernel_is_allowed_and_named(volume: Volume) -> None:
     volume.repo.publish(Package("a", files={"usr/a": File(b"x")}))
     done = volume.boot().run(["apk-atomic", "add", "a"], check=True)
@@ -254,11 +315,13 @@ def test_microcode_that_the_menu_may_name_may_not_go(machine: Machine) -> None:
     state.mkdir()
     names = ["boot/vmlinuz-lts", "boot/initramfs-lts"]
     (state / "boot.json").write_text(json.dumps({"paths": names}))
+    machine.publish(Package("a", files={"boot/a": File(b"x")}))
+    assert "the boot menu does not load boot/intel-ucode.img" in machine.commit("add", "a")
     machine.commit("del", "intel-ucode")
     assert "intel-ucode.img" not in "".join(machine.record()["proof"]["inputs"])
     (state / "boot.json").write_text(json.dumps({"paths": [*names, "boot/dtb"]}))
-    machine.publish(Package("a", files={"usr/a": File(b"x")}))
-    assert "boot/dtb" in machine.refused("add", "a", status=104)
+    machine.publish(Package("b", files={"usr/b": File(b"x")}))
+    assert "boot/dtb" in machine.refused("add", "b", status=104)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"paths": 1}', '{"paths": null}', "[" * 100_000])
