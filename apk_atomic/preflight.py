@@ -1,4 +1,4 @@
-"""What can be refused before a byte is written: space, default subvolume, a sleeping system, base (design, section 4, preflight).
+"""What can be refused before a byte is written: space, default subvolume, sleeping system, base (design, section 4).
 
 Only reads; nothing here is durable.
 """
