@@ -6,6 +6,7 @@ What they name is compared with the code in test_documents.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,13 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from apk_atomic import config
+from apk_atomic.commands import init
 from tests.support.binaries import add_binary
-from tests.support.world import Volume, make_volume
+from tests.support.packages import Package
+from tests.support.world import FIRST, Volume, make_volume
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "doc").glob("*.scd"))
 # scdoc's own ways: it puts paragraphs before headings, and keeps the case of a page's name.
 OF_SCDOC = ("STYLE:", "skipping paragraph macro")
+HOOK = "etc/apk-atomic/hooks.d/pre-commit.d/10-quota"
 TOOLS = ("btrfs", "flock", "sync")  # what the tool of the page needs beside busybox
 SECTIONS = {"8": "System Manager's Manual", "5": "File Formats Manual", "7": "Miscellaneous Information Manual"}
 
@@ -58,6 +63,66 @@ def test_heads(page: Path) -> None:
 def literal_blocks(page: str) -> list[str]:
     text = (ROOT / "doc" / page).read_text()
     return re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+# ---- the examples of the other pages ------------------------------------------------------------------------
+
+OTHER_DEVICE = "/dev/sda2"
+EDITOR = "#!/bin/sh\nmkdir -p \"${1%/*}\" && echo edited >>\"$1\"\n"
+RC_UPDATE = "#!/bin/sh\nmkdir -p /etc/runlevels/default && ln -s \"/etc/init.d/$2\" /etc/runlevels/default\n"
+
+
+def add_programs(tree: Path) -> None:
+    for name, text in (("vi", EDITOR), ("rc-update", RC_UPDATE)):
+        (tree / "sbin" / name).unlink(missing_ok=True)
+        (tree / "sbin" / name).write_text(text)
+        (tree / "sbin" / name).chmod(0o755)
+
+
+def test_examples_of_the_command() -> None:
+    """Each of them, in order; but for `init`, whose line is only read: tests/install has its disks."""
+    blocks = literal_blocks("apk-atomic.8.scd")
+    with make_volume(prepare=add_programs) as volume, make_volume() as other:
+        other_guest = other.boot()
+        other_guest.run(["apk-atomic", "run", "--", "touch", "/etc/new"], check=True)
+        other.shutdown()
+        volume.repo.publish(Package("nginx"))
+        guest = volume.boot()
+        guest.run(["apk-atomic", "add", "nginx"], check=True)
+        guest.reboot()
+        volume.repo.publish(Package("nginx", "2.0-r0"))
+        for block in blocks:
+            lines = [line.removeprefix("# ") for line in block.splitlines()] if block.startswith("# ") else [block]
+            for line in lines:
+                if line.startswith("apk-atomic init "):
+                    assert init._parser().parse(shlex.split(line)[2:])
+                else:
+                    guest.run(["sh", "-c", line.replace(OTHER_DEVICE, other.device)], check=True)
+        assert (volume.tree() / "etc/ssh/sshd_config").read_text() == "edited\n"
+        assert (volume.tree() / "etc/runlevels/default/nginx").is_symlink()
+        assert other.slots()[0] == FIRST
+
+
+def test_examples_of_the_configuration() -> None:
+    settings, hook = (block for block in literal_blocks("apk-atomic.toml.5.scd") if not block.startswith("# "))
+    found = config.load(settings.encode(), "F")
+    assert (found.generations.slots, found.generations.keep_days) == (6, 28)
+    assert found.chroot.commons == (("/srv", "rw"),)
+
+    def prepare(tree: Path) -> None:
+        place = tree / HOOK
+        place.parent.mkdir(parents=True)
+        place.write_text(hook)
+        place.chmod(0o755)
+
+    with make_volume(prepare=prepare) as volume:
+        guest = volume.boot()
+        guest.run(["apk-atomic", "run", "--", "touch", "/small"], check=True)
+        guest.run(["apk-atomic", "discard"], check=True)
+        guest.run(["apk-atomic", "run", "--", "sed", "-i", "s/8192/1/", f"/{HOOK}"], check=True)
+        guest.reboot()
+        refused = guest.run(["apk-atomic", "run", "--", "touch", "/large"])
+        assert refused.status == 106 and "more than 8 GiB" in refused.stderr
 
 
 # ---- a tool written against apk-atomic-layout(7) -----------------------------------------------------------
