@@ -9,6 +9,10 @@ VENV = .venv
 # where $(PYTHON) looks for packages when it is installed in $(PREFIX)
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib", "posix_prefix", {"base": "$(PREFIX)"}))')
 INTERPRETER = $(PREFIX)/bin/python3
+LIBEXEC = $(PREFIX)/libexec/apk-atomic
+# hooks/ say /usr: they run from there as they are
+PLACED = sed -e 's|/usr/libexec/apk-atomic|$(LIBEXEC)|g' -e 's|/usr/bin/apk-atomic|$(PREFIX)/bin/apk-atomic|g' \
+	-e 's|/usr/bin/python3|$(INTERPRETER)|g'
 
 # the tests that need neither root nor network, nor a volume: what a package's build can run
 PURE = atomic_options cmdline config console documents elf fstab initramfs installed kernel kernel_image layers model proof \
@@ -16,7 +20,7 @@ PURE = atomic_options cmdline config console documents elf fstab initramfs insta
 
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
 
-.PHONY: all man install demo test test-boot check lint bench setup clean
+.PHONY: all man install install-drop-in demo test test-boot check lint bench setup clean
 
 all:
 	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
@@ -39,6 +43,16 @@ install:
 	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
 	for page in $(MAN); do [ ! -e "$$page" ] || \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#doc/}"; done
+
+# makes `apk` mean apk-atomic, where PATH permits; apk itself stays what and where it is
+install-drop-in:
+	install -d "$(DESTDIR)$(LIBEXEC)/bin" "$(DESTDIR)/etc/profile.d" "$(DESTDIR)/lib/apk/commit_hooks.d"
+	$(PLACED) hooks/apk-front > "$(DESTDIR)$(LIBEXEC)/bin/apk"
+	ln -sf ../../bin/apk-atomic "$(DESTDIR)$(LIBEXEC)/apk"
+	$(PLACED) hooks/drop-in.profile > "$(DESTDIR)/etc/profile.d/apk-atomic-drop-in.sh"
+	$(PLACED) hooks/apk-guard > "$(DESTDIR)/lib/apk/commit_hooks.d/apk-atomic"
+	chmod 755 "$(DESTDIR)$(LIBEXEC)/bin/apk" "$(DESTDIR)/lib/apk/commit_hooks.d/apk-atomic"
+	chmod 644 "$(DESTDIR)/etc/profile.d/apk-atomic-drop-in.sh"
 
 setup:
 	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.figures import MIB, Row, Series, compared, in_turns, mib, ms, times
-from bench.shapes import APK, OURS, PYTHON, SYSMUT, Lab, Machine, Shape
+from bench.shapes import APK, FRONT, OURS, PYTHON, SYSMUT, Lab, Machine, Shape
 from bench.stopwatch import Failed
 
 BASE = Shape()
@@ -34,6 +34,7 @@ def query(lab: Lab, rounds: int) -> Iterator[Row]:
         2 * rounds,
         {
             "ours": machine.contestant(OURS, "info", "-e", "hello"),
+            "drop-in": machine.contestant(FRONT, "info", "-e", "hello"),
             "python": machine.contestant(PYTHON, "-I", "-c", EXEC_APK),
             "apk": machine.contestant(APK, "info", "-e", "hello"),
         },
@@ -41,6 +42,7 @@ def query(lab: Lab, rounds: int) -> Iterator[Row]:
     what = "query, nothing pending"
     yield compared(what, found["ours"], found["python"], "python3 -I, exec apk", ratio=QUERY_RATIO)
     yield compared(what, found["ours"], found["apk"], "apk")
+    yield compared(f"{what}, by the drop-in", found["drop-in"], found["apk"], "apk", ratio=QUERY_RATIO)
 
 
 def pending(lab: Lab, rounds: int) -> Iterator[Row]:

@@ -21,9 +21,11 @@ from bench.stopwatch import Stopwatch
 from tests.support import btrfsctl
 from tests.support.binaries import add_binary
 from tests.support.packages import File, Package, machine_arch
+from tests.support.rootfs import install_drop_in
 from tests.support.world import DEFAULT_SIZE, Guest, Volume, make_volume
 
 OURS, APK, PYTHON = "/usr/bin/apk-atomic", "/sbin/apk", "/usr/bin/python3"
+FRONT = "/usr/libexec/apk-atomic/bin/apk"
 SYSMUT = "usr/local/bin/sysmut"
 VERSIONS = 64  # of hello: more than any case has rounds
 _FILES_OF_A_PACKAGE = 20
@@ -159,12 +161,13 @@ def _fill(tree: Path, shape: Shape) -> None:
 
 
 def _add_tools(tree: Path) -> None:
-    """What the wiki's script needs beside busybox."""
+    """The drop-in, the wiki's script, and what that needs beside busybox."""
     btrfs = shutil.which("btrfs")
     if btrfs is None:
         raise FileNotFoundError("btrfs (package btrfs-progs) is not installed")
     add_binary(tree, Path(btrfs), "usr/sbin/btrfs")
     shutil.copy(Path(__file__).with_name("sysmut"), tree / SYSMUT)
+    install_drop_in(tree)
 
 
 def _add_files(place: Path, count: int) -> None:

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.packages import File, Package
+from tests.support.rootfs import install_drop_in
 from tests.support.world import Guest, Result
 
 LINK = "/usr/local/sbin/apk"
+LIBEXEC = "/usr/libexec/apk-atomic"
+FRONT = f"{LIBEXEC}/bin/apk"
+GUARD = "/lib/apk/commit_hooks.d/apk-atomic"
 BARE = "/sbin/apk"
 HELLO = Package("hello", files={"usr/bin/hello": File(b"#!/bin/sh\necho hello\n", 0o755)})
 
@@ -52,9 +56,10 @@ def told(result: Result) -> Told:
 
 
 def link_apk(tree: Path) -> None:
-    """`apk` is apk-atomic wherever PATH has /usr/local/sbin first, as it has on Alpine."""
+    """`apk` is the front of apk-atomic wherever PATH has /usr/local/sbin first, as it has on Alpine."""
+    install_drop_in(tree)
     (tree / "usr/local/sbin").mkdir()
-    (tree / LINK.lstrip("/")).symlink_to("/usr/bin/apk-atomic")
+    (tree / LINK.lstrip("/")).symlink_to(FRONT)
 
 
 def probe_instead_of_apk(tree: Path) -> None:

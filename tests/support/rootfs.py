@@ -87,6 +87,13 @@ def install_project(root: Path) -> None:
     compile_modules(site / "apk_atomic", root)
 
 
+def install_drop_in(root: Path) -> None:
+    """What the package apk-atomic-drop-in holds, into a tree or an empty directory."""
+    place = [f"DESTDIR={root}", "PREFIX=/usr"]
+    command = ["make", "--silent", "-C", str(PROJECT), "install-drop-in", *place]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def _add_busybox(root: Path) -> None:
     """The binary and a link for each of its applets, where `busybox --install -s` puts them."""
     add_binary(root, busybox(), "bin/busybox")
