@@ -207,16 +207,14 @@ def destroy_tree(dirfd: int, name: str, *, missing_ok: bool = False) -> None:
     A read-only subvolume that holds others loses the property first: the kernel deletes nothing inside a
     read-only one.
     """
-    _vol_args(name)
     try:
-        fd = files.open_beneath(dirfd, name, _DIRECTORY)
-    except FileNotFoundError:
-        if not missing_ok:
-            raise
+        destroy(dirfd, name, missing_ok=missing_ok)
         return
+    except OSError as failure:
+        if failure.errno != errno.ENOTEMPTY:
+            raise
+    fd = files.open_beneath(dirfd, name, _DIRECTORY)
     try:
-        if not is_subvolume(fd):
-            raise files.error(errno.EINVAL, name, "Not a subvolume")
         _destroy_inside(fd)
     finally:
         os.close(fd)

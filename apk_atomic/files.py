@@ -191,23 +191,26 @@ def remove_tree(
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=parent)
             return
-        while _has_emptied(parent, name, _refuse if foreign is None and not cross else foreign):
+        while not _has_removed(parent, name, _refuse if foreign is None and not cross else foreign):
             pass
-        insist(os.rmdir, name, parent)
     finally:
         os.close(parent)
 
 
-def _has_emptied(parent: int, name: str, foreign: Callable[[int, str], None] | None) -> bool:
-    """One round; False when there was nothing to do. btrfs does not show what came after the opening: open anew."""
+def _has_removed(parent: int, name: str, foreign: Callable[[int, str], None] | None) -> bool:
+    """One round; False when something is in it still. btrfs does not show what came after the opening: open anew."""
     top = open_beneath(parent, name, _DIRECTORY)
     try:
-        if not os.listdir(top):
-            return False
         _empty(top, top, _MAX_DEPTH, foreign)
-        return True
     finally:
         os.close(top)
+    try:
+        insist(os.rmdir, name, parent)
+    except OSError as failure:
+        if failure.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _refuse(dirfd: int, name: str) -> None:

@@ -11,6 +11,9 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 from apk_atomic import btrfs, files
 from apk_atomic.errors import CheckFailed
@@ -142,10 +145,14 @@ def remove_directory(volume: Volume, parent: str, name: str) -> None:
         return
     above = files.open_beneath(volume.top, parent, _DIRECTORY)
     try:
-        if _exists(above, name):
-            files.remove_tree(above, name, foreign=btrfs.destroy_tree)
+        _remove_entry(above, name)
     finally:
         os.close(above)
+
+
+def _remove_entry(above: int, name: str) -> None:
+    if _exists(above, name):
+        files.remove_tree(above, name, foreign=btrfs.destroy_tree)
 
 
 def _ensure_directory(top: int, name: str, mode: int) -> None:
@@ -182,26 +189,54 @@ def _unlink_next(volume: Volume, name: str) -> None:
     except FileNotFoundError:
         return
     try:
+        _unlink_scratch(scratch, name)
+    finally:
+        os.close(scratch)
+
+
+def _unlink_scratch(scratch: int, name: str) -> None:
+    try:
         os.unlink(f"current-{name}", dir_fd=scratch)
     except OSError as error:
         # ENAMETOOLONG: the generation of somebody's long name was being collected, which has no such link
         if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
             raise
-    finally:
-        os.close(scratch)
 
 
-def adopt(volume: Volume, name: str) -> None:
-    """Makes generation NAME the content of a journal by one rename: from here on it is no generation any more."""
+class Places(NamedTuple):
+    """The directories at the top level, open: to look for each anew would double the price of a collection."""
+
+    snapshots: int
+    staging: int
+    links: int
+    next: int
+
+
+@contextmanager
+def opened(volume: Volume) -> Iterator[Places]:
+    """For what is done to many generations in a row."""
     _ensure_directory(volume.top, STAGING, 0o700)
-    os.rename(f"{SNAPSHOTS}/{name}", f"{STAGING}/{name}", src_dir_fd=volume.top, dst_dir_fd=volume.top)
+    _ensure_directory(volume.top, NEXT, 0o755)
+    with ExitStack() as stack:
+        found = []
+        for name in (SNAPSHOTS, STAGING, LINKS, NEXT):
+            found.append(open_place(volume.top, name))
+            stack.callback(os.close, found[-1])
+        yield Places(*found)
 
 
-def collect(volume: Volume, name: str) -> None:
+def adopt(places: Places, name: str) -> None:
+    """Makes generation NAME the content of a journal by one rename: from here on it is no generation any more."""
+    os.rename(name, name, src_dir_fd=places.snapshots, dst_dir_fd=places.staging)
+
+
+def collect(volume: Volume, places: Places, name: str) -> None:
     """Removes generation NAME, which nothing may reach, through the journal: recovery ends what is interrupted."""
-    adopt(volume, name)
-    _remove_links(volume, name, current_links(volume))
-    remove_directory(volume, STAGING, name)
+    adopt(places, name)
+    if _exists(places.links, name) and current_links(volume) != name:
+        _remove_entry(places.links, name)
+    _unlink_scratch(places.next, name)
+    _remove_entry(places.staging, name)
     point("unstaged")
 
 

@@ -20,6 +20,7 @@ from apk_atomic.config import Config
 from apk_atomic.console import Console
 from apk_atomic.errors import AtomicError, CheckFailed, refusal
 from apk_atomic.faults import point
+from apk_atomic.journal import Places
 from apk_atomic.locate import Located
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.model import State
@@ -148,22 +149,23 @@ def _is_device(source: str, path: str, number: int) -> bool:
 
 def collect(work: Work, victims: tuple[Victim, ...]) -> None:
     """Deletes generations, each through the journal, so that an interruption is finished by the next recovery."""
-    for victim in victims:
-        try:
-            _collect(work, victim)
-        except OSError as error:
-            work.console.warn(f"{victim.id} could not be collected: {error}")
+    if victims:
+        with journal.opened(work.volume) as places:
+            for victim in victims:
+                try:
+                    _collect(work, places, victim)
+                except OSError as error:
+                    work.console.warn(f"{victim.id} could not be collected: {error}")
     point("collected")
 
 
-def _collect(work: Work, victim: Victim) -> None:
-    """Deletes one, unless it was blessed or pinned since it was looked at."""
-    now = volume.find_generation(work.volume, victim.id)
-    if now is None or now.good or now.pinned:
+def _collect(work: Work, places: Places, victim: Victim) -> None:
+    """Deletes one, unless it was blessed or pinned since it was looked at, or somebody was faster."""
+    if not volume.is_unkept(places.snapshots, victim.id):
         return
     if victim.unsealed:
         work.console.note(f"collecting {victim.id}: {victim.reason}")
-    journal.collect(work.volume, victim.id)
+    journal.collect(work.volume, places, victim.id)
 
 
 def collect_links(work: Work, now: float) -> tuple[str, ...]:

@@ -244,13 +244,17 @@ def read_generation(volume: Volume, snapshots: int, name: str, *, records: bool 
         os.close(directory)
 
 
-def find_generation(volume: Volume, name: str) -> Generation | None:
-    """One generation as it is now, without its record; None where there is none of that name."""
-    snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
+def is_unkept(snapshots: int, name: str) -> bool:
+    """Whether there is a generation of that name without a mark that keeps it, as of now."""
     try:
-        return read_generation(volume, snapshots, name)
+        directory = files.open_entry(snapshots, name, _DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        beside = os.listdir(directory)
     finally:
-        os.close(snapshots)
+        os.close(directory)
+    return "@" in beside and "good" not in beside and "pinned" not in beside
 
 
 def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:

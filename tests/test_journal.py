@@ -241,7 +241,8 @@ def test_a_staging_that_is_a_link_leads_nowhere(place: Place) -> None:
 
 def test_adopt_turns_a_generation_into_garbage_at_once(place: Place) -> None:
     place.generation("old", fill, beside=("@usr",))
-    journal.adopt(place.volume, "old")
+    with journal.opened(place.volume) as places:
+        journal.adopt(places, "old")
     assert place.names("snapshots") == ["one"]
     assert place.names("staging") == ["old"]
     assert journal.recover(place.volume) == ("old",)
@@ -271,4 +272,7 @@ def test_no_descriptor_is_left_open(place: Place) -> None:
     for reach in STATES:
         journal.remove(place.volume, reach(place))
     journal.recover(place.volume)
+    place.generation("old", fill)
+    with journal.opened(place.volume) as places:
+        journal.collect(place.volume, places, "old")
     assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -157,7 +157,8 @@ def test_collect_removes_all_of_a_generation(place: Place, capfd: pytest.Capture
 
 
 def test_an_interrupted_collection_is_finished_by_recovery(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    journal.adopt(place.volume, "one")
+    with journal.opened(place.volume) as places:
+        journal.adopt(places, "one")
     with engine.working(place.volume) as work:
         session.recover(work)
     assert place.names("snapshots") == ["three", "two"]
