@@ -209,6 +209,8 @@ def test_every_verb_is_named() -> None:
     assert {line.split()[0] for line in first_column("verb")} == set(cli._VERBS)
 
 
-def test_files_that_it_leads_to_are_there() -> None:
-    for name in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        assert (README.parent / name).exists(), name
+def test_what_it_leads_to_is_there() -> None:
+    text = README.read_text()
+    headings = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert name.removeprefix("#") in headings if name[0] == "#" else (README.parent / name).exists(), name
