@@ -15,7 +15,7 @@ from apk_atomic.cmdline import Line, Role
 from apk_atomic.config import Config
 from apk_atomic.errors import ChangeFailed, CheckFailed, UsageError
 from apk_atomic.namespace import Command
-from apk_atomic.signals import die_with_parent
+from apk_atomic.signals import Signals, die_with_parent
 from apk_atomic.staged import Staged
 from apk_atomic.verdict import Evidence, judge
 from apk_atomic.volume import Volume
@@ -26,11 +26,17 @@ _LIMIT = 1 << 20  # bytes of a repositories file, or of an answer
 _PATIENCE = 60  # seconds for an answer
 
 
-def change(line: Line) -> Callable[[Staged], None]:
-    """The change of an apk line, for a transaction: raises ChangeFailed when it is to be discarded."""
+def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
+    """The change of an apk line, for a transaction: raises ChangeFailed when it is to be discarded.
+
+    `output`: a descriptor for all that apk says; it then has no stdin either.
+    """
 
     def run(root: Staged) -> None:
-        status = root.run(command(root.root, line), binds(line, root.plan, root.root))
+        call = command(root.root, line)
+        if output is not None:
+            call = call._replace(silent=True, output=output)
+        status = root.run(call, binds(line, root.plan, root.root))
         root.work.signals.check()
         _conclude(root, line, status)
 
@@ -152,6 +158,7 @@ def _conclude(root: Staged, line: Line, status: int) -> None:
         f"{_reasons(after, verdict.broken)}; nothing was changed",
         status=verdict.status,
         hint=f"to accept that, add --atomic-accept {','.join(verdict.broken)}",
+        broken=verdict.broken,
     )
 
 
@@ -217,6 +224,29 @@ def _answer(opened: Volume, config: Config, name: str, line: Line, writer: int) 
         exec_in_generation(opened, config, name, line)
     finally:
         os._exit(127)
+
+
+def run_in_generation(
+    opened: Volume, config: Config, name: str, line: Line, signals: Signals, output: int, *, held: Sequence[int] = ()
+) -> int:
+    """Runs apk in the sealed generation NAME, with a copy of its database that is forgotten; its exit status.
+
+    What it says goes to the descriptor `output`. The shared cache is all that it can change.
+    """
+    root = volume.open_root(opened, name)
+    try:
+        plan = staged.plan_sealed(opened, config, name, root)
+        plan = plan._replace(binds=binds(line, plan, root), copied_database=True)
+        call = command(root, line)._replace(silent=True, output=output, directory="/")
+    finally:
+        os.close(root)
+    return namespace.run(call, lambda: chroot.enter(plan), signals, held=held)
+
+
+def is_remote(root: int) -> bool:
+    """Whether a repository of the root that `root` is a descriptor of has to be fetched from elsewhere."""
+    lines = (line.split("#")[0] for text in _configured(root) for line in os.fsdecode(text).splitlines())
+    return any("://" in line for line in lines)
 
 
 def replace_process(call: Command) -> NoReturn:

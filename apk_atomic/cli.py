@@ -212,6 +212,14 @@ def _boot_config(context: Context, words: list[str], options: AtomicOptions) -> 
     return boot_config.run(context, words, options)
 
 
+def _auto(context: Context, words: list[str], _: AtomicOptions) -> int:
+    from apk_atomic.commands import auto
+
+    flags, _operands = _parsed("auto", words)
+    wishes = auto.Wishes("now" in flags, "dry-run" in flags, "reboot" in flags, "json" in flags)
+    return auto.run(context, wishes)
+
+
 _READING = ("status", "diff", "prove")
 
 
@@ -233,6 +241,7 @@ _VERBS = {
     "run": _Verb(_run, _OF_A_CHANGE),
     "init": _Verb(_init, ()),
     "boot-config": _Verb(_boot_config, ("wait", "volume")),
+    "auto": _Verb(_auto, ()),
 }
 
 

@@ -14,6 +14,8 @@ from apk_atomic.errors import UsageError
 if TYPE_CHECKING:
     from typing import Literal
 
+    from apk_atomic.schedule import Window
+
 LIMIT = 1 << 20  # bytes; a file beyond it is not a configuration
 MIB = 1 << 20
 _MISTAKES_SHOWN = 40
@@ -65,6 +67,25 @@ class Queries(NamedTuple):
     answer_from: Literal["next", "booted"] = "next"
 
 
+class Auto(NamedTuple):
+    """The unattended upgrade. `policy`: nothing, report what would change, make the generation, or also reboot into it
+    as `reboot` says: "never", "when-needed", or in windows of time. `exclude` are names, or patterns with * and ?."""
+
+    policy: Literal["none", "check", "stage", "apply"] = "stage"
+    exclude: tuple[str, ...] = ()
+    every_hours: int = 20
+    delay_minutes: int = 120
+    inhibit: str = "/run/apk-atomic.inhibit"
+    only_on_mains: bool = False
+    min_free: int = 256 * MIB
+    nice: int = 10
+    io: Literal["idle", "best-effort", "normal"] = "idle"
+    lock_minutes: int = 30
+    notify_seconds: int = 60
+    reboot: str | tuple[Window, ...] = "never"
+    reboot_warning_minutes: int = 10
+
+
 class Config(NamedTuple):
     """Every setting; `Config()` is what counts without a file."""
 
@@ -74,6 +95,7 @@ class Config(NamedTuple):
     initramfs: Initramfs = Initramfs()
     proof: Proof = Proof()
     queries: Queries = Queries()
+    auto: Auto = Auto()
 
 
 class _Wrong(ValueError):
@@ -98,6 +120,7 @@ def load(data: bytes, name: str) -> Config:
         initramfs=Initramfs(**tables["initramfs"]),
         proof=Proof(**tables["proof"]),
         queries=Queries(**tables["queries"]),
+        auto=Auto(**tables["auto"]),
     )
 
 
@@ -224,6 +247,37 @@ def _generator(value: object) -> str | tuple[str, ...]:
     raise _Wrong(f"must be {_or(_GENERATORS)}, or a command as an array of strings, not {_seen(value)}")
 
 
+def _patterns(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _Wrong(f"must be an array of package names, not {_kind(value)}")
+    for name in value:
+        if not isinstance(name, str) or not name or not (_PACKAGE_CHARACTERS | {"*", "?"}).issuperset(name):
+            raise _Wrong(f"{_seen(name)} is not the name of a package, nor a pattern such as \"linux-*\"")
+    return tuple(value)
+
+
+def _absolute(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise _Wrong(f"must be an absolute path, not {_seen(value)}")
+    return value
+
+
+def _reboot(value: object) -> str | tuple[Window, ...]:
+    from apk_atomic.schedule import parse_window
+
+    if isinstance(value, str) and value in ("never", "when-needed"):
+        return value
+    if not isinstance(value, list) or not value:
+        raise _Wrong(f'must be "never", "when-needed" or an array of windows of time, not {_seen(value)}')
+    found = []
+    for text in value:
+        window = parse_window(text) if isinstance(text, str) else None
+        if window is None:
+            raise _Wrong(f'{_seen(text)} is not a window such as "Sat,Sun 02:00-05:00" or "03:00-04:00"')
+        found.append(window)
+    return tuple(found)
+
+
 _TABLES: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     "volume": {"min_free_data": _size, "min_free_metadata": _size, "commons": _subvolumes},
     "generations": {"slots": _number(3, 9), "keep": _number(0, 10_000), "keep_days": _number(0, 36_500)},
@@ -231,7 +285,21 @@ _TABLES: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     "initramfs": {"generator": _generator},
     "proof": {"allow_removed_kernel": _truth},
     "queries": {"answer_from": _choice("next", "booted")},
-    "auto": {},
+    "auto": {
+        "policy": _choice("none", "check", "stage", "apply"),
+        "exclude": _patterns,
+        "every_hours": _number(0, 8760),
+        "delay_minutes": _number(0, 1440),
+        "inhibit": _absolute,
+        "only_on_mains": _truth,
+        "min_free": _size,
+        "nice": _number(0, 19),
+        "io": _choice("idle", "best-effort", "normal"),
+        "lock_minutes": _number(0, 1440),
+        "notify_seconds": _number(1, 3600),
+        "reboot": _reboot,
+        "reboot_warning_minutes": _number(1, 1440),
+    },
     "health": {},
     "boot": {},
 }

@@ -34,20 +34,24 @@ class Context(NamedTuple):
         return locate.running() if self.spec is None else locate.named(self.spec)
 
     @contextmanager
-    def locked(self, *, wait: float = 0, lenient: bool = False) -> Iterator[Work]:
+    def locked(
+        self, *, wait: float = 0, lenient: bool = False, signals: Signals | None = None
+    ) -> Iterator[Work]:
         """The volume for changing; see `session.locked`. Ending signals are held back from here on.
 
-        `lenient`: a configuration that is wrong is a warning; for what must work in an emergency.
+        `lenient`: a configuration that is wrong is a warning; for what must work in an emergency. `signals`: those of a
+        caller that holds them back already.
         """
         require_root(self.argv)
-        signals = Signals()
+        signals, ours = signals or Signals(), signals is None
         try:
             command = shlex.join(redact_argv(self.argv))
             configure = self._configured_or_not if lenient else read_config
             with session.locked(self.locate(), configure, self.console, signals, command=command, wait=wait) as work:
                 yield work
         finally:
-            signals.release()
+            if ours:
+                signals.release()
 
     def _configured_or_not(self, opened: Volume) -> Config | None:
         try:

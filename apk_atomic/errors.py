@@ -64,11 +64,13 @@ class NotDurable(AtomicError):
 
 
 class ChangeFailed(AtomicError):
-    """The change itself failed; `status` (1…255) is what apk or the command returned."""
+    """The change itself failed; `status` (1…255) is what apk or the command returned, `broken` names the packages
+    that apk has flagged for it."""
 
-    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+    def __init__(self, message: str, *, status: int, hint: str = "", broken: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = status
+        self.broken = broken
 
 
 class Interrupted(AtomicError):

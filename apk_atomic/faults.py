@@ -20,6 +20,9 @@ POINTS = (
     "synced", "unstaged", "collected", "unlocked",
 )  # fmt: skip
 
+# Those of an unattended upgrade, beside the ones of its transaction, in order.
+AUTO_POINTS = ("started", "refreshed", "planned", "downloaded", "remembered")
+
 _SIGNALS = {
     "kill": signal.SIGKILL,
     "stop": signal.SIGSTOP,

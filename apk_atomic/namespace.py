@@ -50,6 +50,7 @@ class Command(NamedTuple):
     keep_fds: tuple[int, ...] = ()
     interactive: bool = False  # a shell: a Ctrl-C at its prompt is not for us
     silent: bool = False  # a tool of ours: no stdin, and what it says goes to stderr, for stdout is the caller's
+    output: int = 2  # … or, where it is silent, to this descriptor, its errors too
 
 
 class _Pipes(NamedTuple):
@@ -198,7 +199,7 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
         die_with_parent()
         children = signalfd((signal.SIGCHLD,))
         enter()
-        _close(_open_descriptors() - {0, 1, 2, control, report, children, *command.keep_fds})
+        _close(_open_descriptors() - {0, 1, 2, control, report, children, command.output, *command.keep_fds})
         drop_capabilities()
         child = os.fork()
         if child == 0:
@@ -271,7 +272,8 @@ def _exec(command: Command, signals: Signals, report: int) -> None:
             os.set_inheritable(fd, True)
         if command.silent:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
-            os.dup2(2, 1)
+            os.dup2(command.output, 1)
+            os.dup2(command.output, 2)
         signals.restore_for_exec()
         os.execvpe(command.program, command.argv, command.environment)
     except OSError as error:

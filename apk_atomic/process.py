@@ -40,9 +40,11 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def run(
     argv: Sequence[str], signals: Signals, extra: Mapping[str, str] | None = None, timeout: float = TIMEOUT,
-    *, feed: bytes = b"",
+    *, feed: bytes = b"", apart: bool = False,
 ) -> Finished:  # fmt: skip
     """Runs `argv` to its end; stdin is /dev/null, or `feed`. A status is an answer, not an error.
+
+    `apart`: in a session of its own, without a terminal; killed, it takes what it started with it.
 
     Raises AtomicError when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
     signal arrives meanwhile; it is killed in both cases.
@@ -56,9 +58,9 @@ def run(
             done = command(
                 *argv[1:], _env=environment(extra or {}), _in=feed or nothing, _err_to_out=True, _tty_out=False,
                 _ok_code=list(range(256)), _return_cmd=True, _truncate_exc=False,
-                _preexec_fn=_as_we_were(signals), _bg=True, _bg_exc=False,
+                _preexec_fn=_as_we_were(signals), _bg=True, _bg_exc=False, _new_session=apart,
             )  # fmt: skip
-            _wait(done, signals, timeout)
+            _wait(done, signals, timeout, done.kill_group if apart else done.kill)
             done.wait()
     except sh.CommandNotFound as error:
         raise AtomicError(f"cannot run {argv[0]}: not found or not executable") from error
@@ -73,7 +75,7 @@ def run(
     return Finished(done.exit_code, os.fsdecode(done.stdout))
 
 
-def _wait(running: RunningCommand, signals: Signals, timeout: float) -> None:
+def _wait(running: RunningCommand, signals: Signals, timeout: float, kill: Callable[[], None]) -> None:
     """Until it has ended, or an ending signal or the time has: the terminal's own signals have reached it already.
 
     sh's own timeout would cost each process a tenth of a second, however short it is.
@@ -84,19 +86,19 @@ def _wait(running: RunningCommand, signals: Signals, timeout: float) -> None:
         try:
             signals.check()
         except Interrupted:
-            _kill(running)
+            _kill(running, kill)
             raise
         if time.monotonic() > deadline:
-            _kill(running)
+            _kill(running, kill)
             raise TimeoutError
         time.sleep(pause)
         pause = min(2 * pause, longest)
 
 
-def _kill(running: RunningCommand) -> None:
+def _kill(running: RunningCommand, kill: Callable[[], None]) -> None:
     import sh
 
-    running.kill()
+    kill()
     with suppress(sh.ErrorReturnCode):
         running.wait()
 

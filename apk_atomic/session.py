@@ -31,7 +31,9 @@ from apk_atomic.volume import Volume
 
 STATUS = "status.json"
 REBOOT = "/run/reboot-required"
+NEEDED = "/run/reboot-needed"  # transactional-update's word for it
 _REBOOT_MARK = "apk-atomic:"
+_NEEDED_MARK = f"{RUN}/reboot-needed"  # there: we made NEEDED, whose one word names nobody
 _DAY = 86400.0
 
 
@@ -190,11 +192,12 @@ def collect_links(work: Work, now: float) -> tuple[str, ...]:
 
 
 def announce(work: Work) -> None:
-    """`/run/apk-atomic/status.json` and `/run/reboot-required`, both 0644, as things are now."""
+    """`/run/apk-atomic/status.json`, `/run/reboot-required` and `/run/reboot-needed`, all 0644, as things are now."""
     if work.volume.running:
         state = volume.read_slots(work.volume)
         _publish_status(state)
         _require_reboot(state)
+        _need_reboot(due=state.next not in ("", state.booted))
 
 
 def _require_reboot(state: State) -> None:
@@ -211,6 +214,17 @@ def _require_reboot(state: State) -> None:
     elif ours:
         with suppress(FileNotFoundError):
             os.unlink(REBOOT)
+
+
+def _need_reboot(*, due: bool) -> None:
+    """The same for those who look for transactional-update's file; one that somebody else made is left alone."""
+    if due and not os.path.lexists(NEEDED):
+        _publish(RUN, os.path.basename(_NEEDED_MARK), "")
+        _publish(os.path.dirname(NEEDED), os.path.basename(NEEDED), "reboot\n")
+    elif not due and os.path.lexists(_NEEDED_MARK):
+        for path in (NEEDED, _NEEDED_MARK):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _publish_status(state: State) -> None:

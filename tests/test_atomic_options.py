@@ -128,6 +128,7 @@ TAKEN = {
     "boot-config": "wait volume",
     "boot-config --install": "wait volume",
     "init /nowhere": "",
+    "auto": "",
     "fetch x": "",
     "add --root /nowhere x": "",
     "--version": "",

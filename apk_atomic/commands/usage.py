@@ -71,6 +71,16 @@ VERBS: Mapping[str, Verb] = {
         "-- COMMAND…", "a command in a new generation",
         "Exit status 0 makes what it did the next generation, any other discards it.", _NOTHING,
     ),
+    "auto": Verb(
+        "[--now|--reboot] [--dry-run] [--json]", "the unattended upgrade, as [auto] in the configuration says",
+        "Quiet when nothing happened. The periodic job calls it; it waits a random time first, and runs once a day.",
+        {
+            "now": "whatever the time, the power supply and earlier failures say",
+            "dry-run": "only say what would be upgraded",
+            "reboot": "only the reboot that an earlier one waits for",
+            "json": _JSON,
+        },
+    ),
     "init": Verb("DEVICE|IMAGE …", "a new system on a disk, in an image file, on a partition"),
     "boot-config": Verb("[--install] …", "the static boot menu; with --install, onto the ESP"),
 }  # fmt: skip

@@ -1,0 +1,122 @@
+"""`apk-atomic auto`: the unattended upgrade and the reboot that it may lead to; quiet when nothing happened."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from apk_atomic import machine, notify, planning, process, report, restart, unattended
+from apk_atomic.config import Config
+from apk_atomic.context import Context, config_of, require_root
+from apk_atomic.errors import AtomicError, Interrupted, Locked, UsageError, refusal
+from apk_atomic.lock import Lock
+from apk_atomic.notify import Event
+from apk_atomic.planning import Run
+from apk_atomic.signals import Signals
+from apk_atomic.transaction import HOOKS
+
+_DOCUMENTED = 4000  # bytes of apk's output that follow an error
+
+
+class Wishes(NamedTuple):
+    """`now`: whatever the time, the power supply and earlier failures say; `reboot`: only what is left to be done of an
+    upgrade, the reboot."""
+
+    now: bool = False
+    dry_run: bool = False
+    reboot: bool = False
+    as_json: bool = False
+
+
+def run(context: Context, wishes: Wishes) -> int:
+    """0 also when it is not the time, or another run is at work; the exit status of what failed otherwise."""
+    require_root(context.argv)
+    if wishes.reboot and (wishes.now or wishes.dry_run):
+        raise UsageError("auto: --reboot goes with neither --now nor --dry-run; nothing was changed")
+    located = context.locate()
+    config = _config()
+    signals = Signals()
+    try:
+        with Lock(f"{located.fsid}.auto", " ".join(context.argv), wait=0, signals=signals) as lock:
+            machine.step_back(config.auto.nice, config.auto.io)
+            return _run(context, config, signals, lock.fd, wishes)
+    except Locked:
+        event = Event("skipped", "another unattended run is at work")
+        _answer(context, config, wishes, event, None)
+        return 0
+    finally:
+        signals.release()
+
+
+def _config() -> Config:
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return config_of(root)
+    finally:
+        os.close(root)
+
+
+def _run(context: Context, config: Config, signals: Signals, held: int, wishes: Wishes) -> int:
+    watched = not wishes.as_json and os.isatty(2)
+    output = os.dup(2) if watched else os.memfd_create("apk", os.MFD_CLOEXEC)
+    this = Run(context, config, signals, held, output, now=wishes.now, dry_run=wishes.dry_run)
+    event, rebooted = Event("skipped", "only the reboot was asked for"), None
+    try:
+        if not wishes.reboot:
+            event, hint = _upgraded(this)
+            if event.status:
+                said = "" if watched else planning.said_in(output, _DOCUMENTED)
+                context.console.error(event.message, hint=hint)
+                if said:
+                    context.console.note(f"apk said:\n{said}")
+            _tell(this, event)
+        if not wishes.dry_run:
+            rebooted = restart.consider(this, lambda each: _tell(this, each))
+    finally:
+        os.close(output)
+    _answer(context, config, wishes, event, rebooted)
+    return event.status
+
+
+def _upgraded(this: Run) -> tuple[Event, str]:
+    """The event, also that of a failure, and the hint for it."""
+    try:
+        return unattended.upgrade(this), ""
+    except Interrupted:
+        raise
+    except OSError as error:
+        failure = refusal(error)
+    except AtomicError as error:
+        failure = error
+    return Event("failed", failure.message, status=failure.exit_code, loud=True), failure.hint
+
+
+def _tell(this: Run, event: Event) -> None:
+    auto = this.config.auto
+    if event.loud and not this.dry_run:
+        document = notify.document(event, auto.policy)
+        warn = this.context.console.warn
+        notify.tell(event, document, process.hooks(f"{HOOKS}/notify.d"), auto.notify_seconds, this.signals, warn)
+
+
+def _answer(context: Context, config: Config, wishes: Wishes, event: Event, rebooted: Event | None) -> None:
+    """What happened on stderr, what would happen on stdout; what did not happen only on a terminal."""
+    if wishes.as_json:
+        reboot = None if rebooted is None else {"outcome": rebooted.outcome, "message": rebooted.message}
+        document = {**notify.document(event, config.auto.policy), "dry_run": wishes.dry_run, "reboot": reboot}
+        context.console.answer(json.dumps(document))
+        return
+    asked = event.loud or wishes.now or wishes.dry_run
+    if event.outcome == "planned" and asked:
+        context.console.note(event.message)
+        for line in report.lines(event.changes):
+            context.console.answer(line)
+    elif event.outcome == "held" and asked:
+        context.console.warn(event.message)
+    elif event.outcome == "committed":
+        context.console.note(event.message)
+    elif event.status == 0 and not (wishes.reboot and event.outcome == "skipped"):
+        context.console.aside(f"{event.message}; nothing was changed")
+    if rebooted is not None and (wishes.reboot or rebooted.outcome == "reboot"):
+        (context.console.note if rebooted.outcome == "reboot" else context.console.aside)(rebooted.message)

@@ -1,0 +1,250 @@
+"""The unattended upgrade, step by step: may it run, plan and download (`planning`), and only then one transaction.
+
+A run that is killed anywhere is repeated by the next one, and makes no second generation.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import time
+
+from apk_atomic import (
+    apkline,
+    autoplan,
+    btrfs,
+    cmdline,
+    files,
+    installed,
+    machine,
+    planning,
+    remembered,
+    selfcheck,
+    session,
+    transaction,
+    volume,
+)
+from apk_atomic.autoplan import Denied, Memory
+from apk_atomic.errors import AtomicError, BuildFailed, ChangeFailed, CheckFailed, NoSpace, Refused
+from apk_atomic.faults import point
+from apk_atomic.model import Kind, iso_utc
+from apk_atomic.notify import Event
+from apk_atomic.planning import Plan, Run
+from apk_atomic.report import short
+from apk_atomic.retention import choose_base
+from apk_atomic.schedule import Moment, on_mains, why_not_run
+from apk_atomic.session import Work
+from apk_atomic.signals import Signals
+from apk_atomic.staged import Staged
+from apk_atomic.transaction import Request
+from apk_atomic.volume import Volume
+
+_ATTEMPTS = 3  # to get from a plan to its transaction without somebody else's change in between
+_CLEANER = 30.0  # seconds for btrfs to give back what was collected
+
+
+def upgrade(run: Run) -> Event:
+    """What became of it. Raises AtomicError for what failed; nothing was changed then."""
+    why = _why_not(run)
+    if why:
+        return Event("skipped", why)
+    if not (run.now or run.dry_run):
+        pause(run.signals, random.uniform(0, run.config.auto.delay_minutes * 60))
+        why = _why_not(run)
+    if why:
+        return Event("skipped", why)
+    point("started")
+    _make_room(run)
+    for _ in range(_ATTEMPTS):
+        event = _attempt(run)
+        if event is not None:
+            return event
+    raise Refused("other changes came in between again and again; nothing was changed", hint="apk-atomic auto --now")
+
+
+def _why_not(run: Run) -> str:
+    auto = run.config.auto
+    if run.dry_run:
+        return ""
+    if auto.policy == "none":
+        return "the policy is none"
+    memory = _memory_from_afar(run)
+    moment = Moment(time.time(), memory.finished, is_inhibited(run), on_mains(machine.supplies()))
+    return why_not_run(moment, every_hours=auto.every_hours, only_on_mains=auto.only_on_mains, now=run.now)
+
+
+def _memory_from_afar(run: Run) -> Memory:
+    """Read by a child: this process may sleep for hours, and in a mount namespace of its own it would hold on to every
+    mount of the system meanwhile. What the child cannot read, the next step will complain of."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            with run.context.opened() as opened:
+                os.write(writer, autoplan.format_memory(remembered.memory(opened)._replace(downloaded=())))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    return autoplan.parse_memory(data)
+
+
+def is_inhibited(run: Run) -> bool:
+    return os.path.lexists(run.config.auto.inhibit)
+
+
+def pause(signals: Signals, seconds: float) -> None:
+    """Sleeps. Raises Interrupted when an ending signal arrives meanwhile."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(signals.fd, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        signals.check()
+        poll.poll(left * 1000)
+    signals.check()
+
+
+def _make_room(run: Run) -> None:
+    """Raises NoSpace where the volume has too little even after old generations were collected."""
+    needs = run.config.auto.min_free
+    if _free(run) >= needs:
+        return
+    if not run.dry_run:
+        with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
+            state = volume.read_state(work.volume)
+            victims = session.plan_garbage(work.volume, work.config, state, time.time())
+            session.collect(work, victims)
+        deadline = time.monotonic() + (_CLEANER if victims else 0)
+        while _free(run) < needs and time.monotonic() < deadline:
+            pause(run.signals, 1)
+    free = _free(run)
+    if free < needs:
+        raise NoSpace(
+            f"only {free >> 20} MiB are free on the volume, an unattended upgrade needs {needs >> 20} MiB; "
+            "nothing was changed",
+            hint="apk-atomic status --all shows what is kept; [auto] min_free sets the limit",
+        )
+
+
+def _free(run: Run) -> int:
+    with run.context.opened() as opened:
+        return btrfs.space(opened.top).data_free
+
+
+def _attempt(run: Run) -> Event | None:
+    """One way through all steps; None when the base is another one by the time of the transaction."""
+    with run.context.opened() as opened:
+        plan = planning.make(run, opened)
+        event: Event | None
+        if plan.changes.is_empty:
+            event = Event("nothing", "nothing to upgrade", base=plan.base)
+        elif run.dry_run or run.config.auto.policy == "check":
+            event = _event(remembered.memory(opened), plan, "planned", f"an upgrade is waiting: {short(plan.changes)}")
+        else:
+            bad = "" if run.now else _known_bad(opened, plan)
+            event = _event(remembered.memory(opened), plan, "held", f"the upgrade is held back: {bad}") if bad else None
+            if event is None and plan.remote:
+                planning.download(run, opened, plan)
+    if event is None:
+        return _commit(run, plan)
+    if not run.dry_run:
+        with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
+            known = remembered.memory(work.volume)
+            told = _key(plan, event.outcome) if event.outcome != "nothing" else ""
+            remembered.remember(work.volume, known._replace(finished=time.time(), reported=told))
+    return event
+
+
+def _event(memory: Memory, plan: Plan, outcome: str, message: str) -> Event:
+    """It is loud when the same was not the last thing that was reported."""
+    loud = memory.reported != _key(plan, outcome)
+    return Event(outcome, message, base=plan.base, changes=plan.changes, loud=loud)
+
+
+def _key(plan: Plan, outcome: str) -> str:
+    return f"{outcome} {plan.set}"
+
+
+# ---- what failed before ----------------------------------------------------------------------------------
+
+
+def _known_bad(opened: Volume, plan: Plan) -> str:
+    """Why the planned package set must not be tried by itself, '' when it may.
+
+    It failed; or a generation has it that is marked as failed, or newer than the base: then somebody went back from it.
+    """
+    for denied in remembered.denied(opened):
+        if denied.set == plan.set:
+            return f"these packages failed on {denied.when}: {denied.why}; --now tries them again"
+    state = volume.read_state(opened)
+    base = state.find(plan.base)
+    for each in sorted(state.generations, key=lambda each: -each.order):
+        newer = base is not None and each.order > base.order
+        if each.id != plan.base and each.sealed and (each.failed or newer) and _set_of(opened, each.id) == plan.set:
+            what = "failed" if each.failed else "was left for an older one"
+            return f"generation {each.id} has these packages and {what}; apk-atomic rollback {each.id} goes to it"
+    return ""
+
+
+def _set_of(opened: Volume, name: str) -> str:
+    """The fingerprint of a generation's packages, '' where it cannot be read."""
+    try:
+        root = volume.open_root(opened, name)
+    except CheckFailed:
+        return ""
+    try:
+        found = installed.packages(files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT))
+    except OSError:
+        return ""
+    finally:
+        os.close(root)
+    return autoplan.fingerprint({name: package.version for name, package in found.items()})
+
+
+def _deny(work: Work, plan: Plan, error: AtomicError) -> None:
+    """Remembers that the set failed, where it was the set that failed and not the disk."""
+    is_apk = isinstance(error, ChangeFailed) and not error.broken  # which says nothing about the packages
+    if is_apk or isinstance(error.__cause__, OSError):
+        return
+    entry = Denied(plan.set, iso_utc(time.time()), error.message.partition("; nothing")[0])
+    remembered.deny(work.volume, entry)
+
+
+# ---- the transaction -------------------------------------------------------------------------------------
+
+
+def _commit(run: Run, plan: Plan) -> Event | None:
+    with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
+        if choose_base(volume.read_slots(work.volume), None).id != plan.base:
+            return None
+        change = apkline.change(cmdline.parse((*plan.options, *plan.words)), run.output)
+
+        def checked(root: Staged) -> None:
+            change(root)
+            selfcheck.require(root)
+
+        request = Request(kind=Kind.AUTO, argv=run.context.argv, change=checked)
+        try:
+            done = transaction.perform(work, request)
+        except (ChangeFailed, BuildFailed, CheckFailed) as error:
+            _deny(work, plan, error)
+            raise
+        for warning in done.warnings:
+            run.context.console.warn(warning)
+        session.after_switch(work, lambda: _finish(work))
+    if not done.id:
+        return Event("nothing", f"apk changed nothing, although it planned: {short(plan.changes)}", base=plan.base)
+    what = short(done.changes)
+    message = f"generation {done.id} is next{': ' + what if what else ''}; it runs after the reboot"
+    return Event("committed", message, base=plan.base, generation=done.id, changes=done.changes, loud=True)
+
+
+def _finish(work: Work) -> None:
+    """The upgrade is done: what was put into the cache for it alone goes, and the next run is due in a day."""
+    session.collect_links(work, time.time())
+    for name in set(planning.cached()).intersection(remembered.memory(work.volume).downloaded):
+        os.unlink(f"{planning.CACHE}/{name}")
+    remembered.remember(work.volume, Memory(finished=time.time()))
