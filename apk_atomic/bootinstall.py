@@ -153,8 +153,10 @@ def _is_microcode(name: str) -> bool:
 # ---- the installation ------------------------------------------------------------------------------------
 
 
-def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu) -> Installed:
+def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: bool = True) -> Installed:
     """Puts the loader and its menu on the ESP, and says in state/boot.json what the menu names.
+
+    `fallback`: at the disk's fallback path, too, unless another system's loader is there.
 
     While both menus may be the one that boots, state/boot.json names the paths of both, so that no transaction takes
     away what either needs.
@@ -162,16 +164,18 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu) -> Installed:
     old = read_menu(work.volume)
     both = dict.fromkeys((*menu.paths, *(old.paths if old else ())))
     _write_state(work.volume, {**bootmenu.document(menu), "paths": list(both)})
-    result = put(esp, loader, bootmenu.render(menu))
+    result = put(esp, loader, bootmenu.render(menu), fallback=fallback)
     _write_state(work.volume, bootmenu.document(menu))
     return result
 
 
-def put(esp: Esp, loader: LoaderFiles, menu: str) -> Installed:
+def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True) -> Installed:
     """The files themselves: a power cut at any time leaves the old loader and menu, or the new."""
     own = [*loader.beside, (loader.program, loader.content), (loader.config, menu.encode())]
     written = [f"{DIRECTORY}/{name}" for name, data in _ordered(esp, DIRECTORY, loader.program, own)
                if _replace(esp, f"{DIRECTORY}/{name}", data)]  # fmt: skip
+    if not fallback:
+        return Installed(tuple(written), ())
     program = loaders.fallback_program().rpartition("/")[2]
     copy = [(program, loader.content)]
     if loader.own_directory:
@@ -233,7 +237,9 @@ def _write_state(opened: Volume, document: dict[str, object]) -> None:
     files.write_durable(opened.top, MENU, json.dumps(document, indent=1).encode() + b"\n", 0o644)
 
 
-def register(device: str, loader: LoaderFiles, signals: Signals) -> tuple[str, ...]:
-    """The firmware's entry for the loader on the ESP `device`; warnings."""
-    trouble = nvram.register(device, f"{DIRECTORY}/{loader.program}", signals)
-    return (f"{trouble}; the disk's fallback path starts it",) if trouble else ()
+def register(device: str, loader: LoaderFiles, signals: Signals, *, first: bool = True) -> tuple[str, ...]:
+    """The firmware's entry for the loader on the ESP `device`, before or behind all others; warnings."""
+    program = f"{DIRECTORY}/{loader.program}"
+    trouble = nvram.register(device, program, signals, first=first)
+    other = "the disk's fallback path starts it" if first else f"the firmware's own menu may start {program}"
+    return (f"{trouble}; {other}",) if trouble else ()

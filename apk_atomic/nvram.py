@@ -51,35 +51,92 @@ def _guid(disk: str, number: int, signals: Signals) -> str:
 
 
 def register(
-    device: str, program: str, signals: Signals, efivars: str = EFIVARS, sysfs: str = _BLOCK
+    device: str, program: str, signals: Signals, efivars: str = EFIVARS, sysfs: str = _BLOCK, *, first: bool = True
 ) -> str:
     """Makes the firmware's first entry start `program` (a path on the ESP `device`), unless an entry does already.
 
-    Returns why there is none, as a sentence for a warning; "" when there is one now.
+    Not `first`: what started this system stays the default, and ours stands behind all others. Returns why there is
+    none, as a sentence for a warning; "" when there is one now.
     """
     if not os.path.isdir(efivars) or not os.listdir(efivars):
         return "the firmware's boot entries cannot be reached here (no efivars)"
     place = partition(device, signals, sysfs) if device else None
     if place is None:
         return f"the ESP {device or '(a directory)'} is no partition that firmware could have an entry for"
-    loader = "\\" + program.replace("/", "\\")
+    loader = _on_esp(program)
     try:
-        if _is_there(process.run(["efibootmgr", "--verbose"], signals).output, place, loader):
-            return ""
+        if number_in(_listing(signals), place, loader):
+            return "" if first else _stand_last(place, loader, signals)
         done = process.run(
-            ["efibootmgr", "--create", "--disk", place.disk, "--part", str(place.number),
+            ["efibootmgr", "--create" if first else "--create-only", "--disk", place.disk, "--part", str(place.number),
              "--label", LABEL, "--loader", loader],
             signals,
         )  # fmt: skip
+        if done.status:
+            return f"efibootmgr failed: {done.output.strip()}"
+        return "" if first else _stand_last(place, loader, signals)
     except AtomicError as error:
         return error.message
-    return f"efibootmgr failed: {done.output.strip()}" if done.status else ""
 
 
-def _is_there(listing: str, place: Partition, loader: str) -> bool:
-    """Whether an active entry starts this loader from this partition."""
+def entry(device: str, program: str, signals: Signals, efivars: str = EFIVARS, sysfs: str = _BLOCK) -> str:
+    """The number of the entry that starts `program` from the ESP `device`, such as 0003; "" for none."""
+    place = partition(device, signals, sysfs) if device and os.path.isdir(efivars) else None
+    try:
+        return number_in(_listing(signals), place, _on_esp(program)) if place else ""
+    except AtomicError:
+        return ""
+
+
+def order_from(number: str, signals: Signals) -> str:
+    """The boot order that begins with entry `number`, as `efibootmgr --bootorder` takes it."""
+    order = _fields(_listing(signals)).get("BootOrder", "").split(",")
+    return ",".join((number, *(each for each in order if each not in ("", number))))
+
+
+def number_in(listing: str, place: Partition, loader: str) -> str:
+    """The number of the active entry, in what efibootmgr lists, that starts this loader from this partition."""
     wanted = (place.guid, loader.lower())
-    return any(
-        line.startswith("Boot") and line[8:9] == "*" and place.guid and all(text in line.lower() for text in wanted)
+    numbers = (
+        line[4:8]
         for line in listing.splitlines()
+        if line.startswith("Boot") and line[8:9] == "*" and place.guid and all(text in line.lower() for text in wanted)
     )
+    return next(numbers, "")
+
+
+def order_with(listing: str, number: str) -> str | None:
+    """The boot order with entry `number` at its end; "" where it is in it already.
+
+    None where the entry that started this system is in no order: firmware came to it some other way, such as the
+    disk's fallback path, and would come to ours first.
+    """
+    fields = _fields(listing)
+    order = [each for each in fields.get("BootOrder", "").split(",") if each]
+    if number in order:
+        return ""
+    return ",".join((*order, number)) if fields.get("BootCurrent") in order else None
+
+
+def _fields(listing: str) -> dict[str, str]:
+    """BootCurrent, BootOrder and the like of what efibootmgr lists."""
+    lines = (line.partition(": ") for line in listing.splitlines() if line.startswith("Boot"))
+    return {name: value.strip() for name, colon, value in lines if colon}
+
+
+def _stand_last(place: Partition, loader: str, signals: Signals) -> str:
+    listing = _listing(signals)
+    number = number_in(listing, place, loader)
+    order = order_with(listing, number) if number else None
+    if order is None:
+        return f"the entry {number or LABEL} is left out of the boot order, where it would come before the old loader"
+    done = process.run(["efibootmgr", "--bootorder", order], signals) if order else None
+    return f"efibootmgr failed: {done.output.strip()}" if done and done.status else ""
+
+
+def _listing(signals: Signals) -> str:
+    return process.run(["efibootmgr", "--verbose"], signals).output
+
+
+def _on_esp(program: str) -> str:
+    return "\\" + program.replace("/", "\\")

@@ -104,8 +104,10 @@ def firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tools / "sfdisk").write_text(f"#!/bin/sh\necho {GUID.upper()}\n")
     (tools / "efibootmgr").write_text(
         f"#!/bin/sh\ncase $1 in\n--verbose) cat {tmp_path}/entries ;;\n"
-        f'--create) printf "%s " "$@" >> {tmp_path}/calls\n'
-        f'printf \'%s\\n\' "Boot0001* Alpine HD(1,GPT,{GUID},0x800)/File($9)" >> {tmp_path}/entries ;;\nesac\n'
+        f'--create|--create-only) printf "%s " "$@" >> {tmp_path}/calls\n'
+        f'printf \'%s\\n\' "Boot0001* Alpine HD(1,GPT,{GUID},0x800)/File($9)" >> {tmp_path}/entries ;;\n'
+        f'--bootorder) printf "%s " "$@" >> {tmp_path}/calls\n'
+        f'sed -i "s/^BootOrder.*/BootOrder: $2/" {tmp_path}/entries ;;\nesac\n'
     )
     for tool in tools.iterdir():
         tool.chmod(0o755)
@@ -121,8 +123,40 @@ def test_an_entry_is_made_once(firmware: Path, signals: Signals) -> None:
     )
 
 
-def register(firmware: Path, signals: Signals, device: str = "/dev/sda1") -> str:
-    return nvram.register(device, LOADER, signals, str(firmware / "efivars"), str(firmware / "sys/block"))
+def register(firmware: Path, signals: Signals, device: str = "/dev/sda1", *, first: bool = True) -> str:
+    return nvram.register(
+        device, LOADER, signals, str(firmware / "efivars"), str(firmware / "sys/block"), first=first
+    )
+
+
+def test_an_entry_behind_all_others(firmware: Path, signals: Signals) -> None:
+    """What started this system stays the default, however often it is asked for."""
+    give_order(firmware, "0000,0004", current="0000")
+    for _ in range(2):
+        assert register(firmware, signals, first=False) == ""
+    assert (firmware / "calls").read_text().splitlines() == [
+        f"--create-only --disk /dev/sda --part 1 --label {nvram.LABEL} --loader \\EFI\\apk-atomic\\refind_x64.efi "
+        "--bootorder 0000,0004,0001 "
+    ]
+    found = nvram.entry("/dev/sda1", LOADER, signals, str(firmware / "efivars"), str(firmware / "sys/block"))
+    assert (found, nvram.order_from(found, signals)) == ("0001", "0001,0000,0004")
+
+
+@pytest.mark.parametrize(("order", "current"), [("", ""), ("0004", "0000"), ("0004", "")])
+def test_an_entry_that_would_come_first_is_left_out_of_the_order(
+    firmware: Path, signals: Signals, order: str, current: str
+) -> None:
+    """The old loader is started from the fallback path: firmware tries that after all entries."""
+    give_order(firmware, order, current)
+    assert "0001 is left out of the boot order" in register(firmware, signals, first=False)
+    assert "--bootorder" not in (firmware / "calls").read_text()
+
+
+def give_order(firmware: Path, order: str, current: str) -> None:
+    entries = firmware / "entries"
+    lines = [line for line in entries.read_text().splitlines() if not line.startswith("BootOrder")]
+    head = [f"BootCurrent: {current}"] if current else []
+    entries.write_text("\n".join((*head, f"BootOrder: {order}", *lines, "")))
 
 
 def test_firmware_that_cannot_be_reached_is_said(firmware: Path, signals: Signals) -> None:
