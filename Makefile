@@ -15,7 +15,7 @@ PLACED = sed -e 's|/usr/libexec/apk-atomic|$(LIBEXEC)|g' -e 's|/usr/bin/apk-atom
 	-e 's|/usr/bin/python3|$(INTERPRETER)|g'
 
 # the tests that need neither root nor network, nor a volume: what a package's build can run
-PURE = atomic_options autoplan cmdline config console documents elf fstab initramfs installed kernel kernel_image layers model proof \
+PURE = adoption atomic_options autoplan cmdline config console documents elf fstab initramfs installed kernel kernel_image layers model proof \
 	rebuild retention schedule unpack verdict
 
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
@@ -41,6 +41,7 @@ install:
 	sed '1s|^#!.*|#!$(INTERPRETER) -I|' apk_atomic/front.py > "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
+	install -D -m 755 hooks/apk-atomic-adopt.initd "$(DESTDIR)/etc/init.d/apk-atomic-adopt"
 	for page in $(MAN); do [ ! -e "$$page" ] || \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#doc/}"; done
 

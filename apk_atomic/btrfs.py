@@ -135,6 +135,11 @@ def subvolume_id(fd: int) -> int:
     return raw.lookup(fd, 0, SUBVOLUME_INODE)[0]
 
 
+def directory_path(fd: int, inode: int) -> str:
+    """The path of directory `inode` from the root of the subvolume of `fd`: "" for that, else ending in "/"."""
+    return raw.lookup(fd, 0, inode)[1]
+
+
 def rank(fd: int) -> tuple[int, float, bool]:
     """`otransid`, `otime` and `readonly` of `subvolume_info`, in half the time: it is asked of every generation."""
     fields = _subvolume_fields(fd)

@@ -206,6 +206,12 @@ def _init(context: Context, words: list[str], options: AtomicOptions) -> int:
     return init.run(context, words, options)
 
 
+def _adopt(context: Context, words: list[str], options: AtomicOptions) -> int:
+    from apk_atomic.commands import adopt
+
+    return adopt.run(context, words, options)
+
+
 def _boot_config(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import boot_config
 
@@ -240,6 +246,7 @@ _VERBS = {
     "shell": _Verb(_shell, _OF_A_CHANGE),
     "run": _Verb(_run, _OF_A_CHANGE),
     "init": _Verb(_init, ()),
+    "adopt": _Verb(_adopt, ("wait",)),
     "boot-config": _Verb(_boot_config, ("wait", "volume")),
     "auto": _Verb(_auto, ()),
 }

@@ -22,6 +22,9 @@ POINTS = (
 
 # Those of an unattended upgrade, beside the ones of its transaction, in order.
 AUTO_POINTS = ("started", "refreshed", "planned", "downloaded", "remembered")
+# Those of `adopt` beside them, in its order: the layout's names are made, each common is copied, all are known to be
+# ours, each is in its place, the generation is known to be that of the adoption, the boot menu is written.
+ADOPTION = ("prepared", "copied", "known", "moved", "adopted", "menu")
 
 _SIGNALS = {
     "kill": signal.SIGKILL,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Predicate = Callable[[str], bool]
 
 PLACEHOLDER = "CURRENT_SNAPSHOTS_PATH"
+ESP_POINT = "/boot/efi"
 
 _OWN_DIRECTORIES = ("snapshots", "staging", "links", "next", "current", "state")
 _LEFT_TO_THE_CHANGE = ("/tmp", "/run", "/proc", "/sys", "/dev")
@@ -40,6 +41,11 @@ def digest(text: str) -> str:
     import hashlib  # costs more than all the rest of this module, and reading commands do not need it
 
     return hashlib.sha256(encode(text)).hexdigest()
+
+
+def mountpoint(common: str) -> str:
+    """Where a common is mounted: @var@log → /var/log."""
+    return common.replace("@", "/")
 
 
 # Entries

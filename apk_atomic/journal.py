@@ -107,6 +107,27 @@ def remove(volume: Volume, name: str) -> None:
     point("unstaged")
 
 
+def abandon(volume: Volume, name: str) -> None:
+    """`remove` for a volume that is being made and has no `current` yet: nothing is reached."""
+    remove_directory(volume, LINKS, name)
+    _unlink_next(volume, name)
+    remove_directory(volume, SNAPSHOTS, name)
+    remove_directory(volume, STAGING, name)
+    point("unstaged")
+
+
+def left_over(volume: Volume) -> tuple[str, ...]:
+    """The IDs in `staging/`: of transactions that did not end."""
+    try:
+        staging = open_place(volume.top, STAGING)
+    except FileNotFoundError:
+        return ()
+    try:
+        return tuple(sorted(name for name in os.listdir(staging) if _is_journal(staging, name)))
+    finally:
+        os.close(staging)
+
+
 def _remove_links(volume: Volume, name: str, current: str) -> None:
     if current != name:
         remove_directory(volume, LINKS, name)
@@ -119,14 +140,7 @@ def recover(volume: Volume) -> tuple[str, ...]:
     A transaction that was killed between its switch and the flush after it is durable when this returns: what this run
     says is built on it.
     """
-    try:
-        staging = open_place(volume.top, STAGING)
-    except FileNotFoundError:
-        return ()
-    try:
-        names = tuple(sorted(name for name in os.listdir(staging) if _is_journal(staging, name)))
-    finally:
-        os.close(staging)
+    names = left_over(volume)
     for name in names:
         if current_links(volume) == name:
             files.syncfs(volume.top)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from apk_atomic import btrfs, disks, files, fstab, mounts
 from apk_atomic.errors import AtomicError
+from apk_atomic.fstab import ESP_POINT as ESP_POINT
+from apk_atomic.fstab import mountpoint as mountpoint
 from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, STAGING
 from apk_atomic.lock import make_run_directory
 from apk_atomic.partition import must
@@ -17,12 +19,6 @@ from apk_atomic.signals import Signals
 from apk_atomic.volume import TOP_LEVEL
 
 COMMONS, STATE = "commons", "state"
-ESP_POINT = "/boot/efi"
-
-
-def mountpoint(common: str) -> str:
-    """@var@log → /var/log."""
-    return common.replace("@", "/")
 
 
 def make_volume(device: str, label: str, signals: Signals) -> None:

@@ -17,7 +17,7 @@ from apk_atomic.names import is_safe_name
 _SUPERBLOCK = 0x10000  # offset of the first superblock, btrfs on-disk format
 _HINT = (
     "apk-atomic needs the layout of the Alpine wiki's \"Immutable root with atomic upgrades\"; "
-    "apk-atomic init makes it"
+    "apk-atomic adopt gives it to this system, init makes a new one"
 )
 
 

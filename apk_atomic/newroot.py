@@ -52,7 +52,7 @@ def make_mount_points(root: int, points: tuple[str, ...]) -> None:
         os.mkdir(path, mode, dir_fd=root)
         os.chmod(path, mode, dir_fd=root)
     for point in points:
-        os.close(_directory(root, point.strip("/")))
+        os.close(make_directory(root, point.strip("/")))
 
 
 def set_features(root: int, wanted: tuple[str, ...]) -> None:
@@ -78,14 +78,14 @@ def configure(root: int, identity: Identity) -> None:
     for level, services in _RUNLEVELS.items():
         for service in services:
             _enable(root, level, service)
-    _link_resolv(root)
+    link_resolv(root)
     _set_network(root, identity.interface)
     if identity.hostname:
         write(root, "etc/hostname", f"{identity.hostname}\n")
     if identity.password:
         _set_password(root, identity.password)
     if identity.authorized_keys:
-        directory = _directory(root, "root/.ssh")
+        directory = make_directory(root, "root/.ssh")
         os.fchmod(directory, 0o700)
         os.close(directory)
         write(root, "root/.ssh/authorized_keys", identity.authorized_keys, 0o600)
@@ -105,7 +105,7 @@ def write(root: int, path: str, content: str | bytes, mode: int = 0o644, owner: 
     """Writes a file, and makes the directories above it. Raises CheckFailed where a package left a link there."""
     above, name = os.path.split(path)
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    directory = _directory(root, above)
+    directory = make_directory(root, above)
     try:
         files.write_atomic(directory, name, data, mode)
         os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
@@ -113,7 +113,7 @@ def write(root: int, path: str, content: str | bytes, mode: int = 0o644, owner: 
         os.close(directory)
 
 
-def _directory(root: int, path: str) -> int:
+def make_directory(root: int, path: str) -> int:
     """A descriptor of a directory in the root, made where it is missing; no link on the way is followed."""
     current = os.dup(root)
     try:
@@ -137,7 +137,7 @@ def _enable(root: int, level: str, service: str) -> None:
     """What rc-update does: a link to the script, where there is one and nobody made it before."""
     if not lookup.is_file(root, f"etc/init.d/{service}"):
         return
-    directory = _directory(root, f"etc/runlevels/{level}")
+    directory = make_directory(root, f"etc/runlevels/{level}")
     try:
         with suppress(FileExistsError):
             os.symlink(f"/etc/init.d/{service}", service, dir_fd=directory)
@@ -145,12 +145,13 @@ def _enable(root: int, level: str, service: str) -> None:
         os.close(directory)
 
 
-def _link_resolv(root: int) -> None:
+def link_resolv(root: int) -> None:
+    """The name servers that a DHCP client learns go to /run: a sealed root has only a link to there."""
     for path, line in _RESOLVERS:
         there = _read(root, path)
         if line not in there.splitlines():
             write(root, path, f"{there.rstrip()}\n{line}\n".lstrip())
-    etc = _directory(root, "etc")
+    etc = make_directory(root, "etc")
     try:
         with suppress(FileNotFoundError):
             os.unlink("resolv.conf", dir_fd=etc)

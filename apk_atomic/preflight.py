@@ -23,7 +23,7 @@ def base_of(work: Work, wanted: str | None) -> Base:
     """
     state = _state_for_base(work, wanted)
     require_default_subvolume(work)
-    _require_space(work)
+    require_space(work)
     require_awake(work)
     base = choose_base(state, wanted)
     if base.leaves_out:
@@ -55,7 +55,8 @@ def require_awake(work: Work) -> None:
         )
 
 
-def _require_space(work: Work) -> None:
+def require_space(work: Work) -> None:
+    """Raises NoSpace where the volume has less room than the configuration asks for."""
     free = btrfs.space(work.volume.top)
     least = work.config.volume
     for kind, has, needs in (

@@ -129,6 +129,8 @@ TAKEN = {
     "boot-config --install": "wait volume",
     "init /nowhere": "",
     "auto": "",
+    "adopt": "wait",
+    "adopt --finish": "wait",
     "fetch x": "",
     "add --root /nowhere x": "",
     "--version": "",

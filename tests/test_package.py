@@ -53,6 +53,7 @@ def test_files_and_modes(package: Path) -> None:
     expected = {
         "usr/bin/apk-atomic": 0o755,
         "etc/apk-atomic/apk-atomic.toml": 0o644,
+        "etc/init.d/apk-atomic-adopt": 0o755,
         f"{site}/apk_atomic/py.typed": 0o644,
         **{f"usr/share/doc/apk-atomic/{name}": 0o644 for name in DOCUMENTS},
         **{f"usr/share/man/man{name[-1]}/{name}": 0o644 for name in PAGES},

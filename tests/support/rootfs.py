@@ -60,7 +60,8 @@ def base_inputs() -> Iterator[str]:
 def project_inputs() -> Iterator[str]:
     """What is installed of the project."""
     sources = sorted((PROJECT / "apk_atomic").rglob("*.py"))
-    for path in (*sources, PROJECT / "Makefile", PROJECT / "config/apk-atomic.toml"):
+    hooks = sorted((PROJECT / "hooks").iterdir())
+    for path in (*sources, *hooks, PROJECT / "Makefile", PROJECT / "config/apk-atomic.toml"):
         yield str(path.relative_to(PROJECT))
         yield path.read_text()
 

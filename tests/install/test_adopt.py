@@ -1,0 +1,469 @@
+"""`apk-atomic adopt` on systems as setup-disk and people make them: what it makes, what it refuses, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from apk_atomic import bootmenu, loaders
+from tests.install.disks import KERNEL, listing
+from tests.install.old import ADOPT, LAYOUT, PROGRAM, OldSystem, old_system
+from tests.support import btrfsctl
+from tests.support.blockdev import Loop
+from tests.support.bootpackages import release_of
+from tests.support.guest import Result
+from tests.support.isolation import session_key
+from tests.support.packages import File, Package, Repository
+
+HELLO = Package("hello", "1.0-r0", files={"usr/bin/hello": File(b"#!/bin/sh\necho hello\n", 0o755)})
+README = Path(__file__).parents[2] / "README.md"
+SERVICE = "apk-atomic-adopt"
+AS_OPENRC = f"""\
+ebegin() {{ echo "$@"; }}
+eend() {{ return "$1"; }}
+. /etc/init.d/{SERVICE}
+start
+"""
+NOCOW, IMMUTABLE = "C", "i"
+
+
+@pytest.fixture(params=["/", "/@"], ids=["top", "subvolume"])
+def old(request: pytest.FixtureRequest) -> Iterator[OldSystem]:
+    with old_system(request.param) as found:
+        yield found
+
+
+@pytest.fixture
+def top() -> Iterator[OldSystem]:
+    """One kind is enough where the root's place does not matter."""
+    with old_system("/") as found:
+        yield found
+
+
+def done(result: Result) -> Result:
+    assert result.status == 0, result.stderr
+    return result
+
+
+def publish(old: OldSystem, *packages: Package) -> None:
+    Repository(old.root / "var/cache/repo", key=session_key()).publish(*packages)
+
+
+# ---- the whole of it -------------------------------------------------------------------------------------
+
+
+def test_an_old_system_becomes_a_new_one(old: OldSystem) -> None:
+    publish(old, HELLO)
+    before, loader = old.tree(), listing(old.esp)
+    old.boot()
+    plan = json.loads(done(old.adopt("--dry-run", "--json", *ADOPT)).stdout)
+    assert (plan["blockers"], plan["commons"]) == ([], ["@home", "@var@cache", "@var@log"])
+    assert not set(os.listdir(old.top)) & LAYOUT
+    said = done(old.adopt(*ADOPT))
+    assert "nothing that is in use was changed" in said.stderr
+    assert {"snapshots", "links", "state"} <= set(os.listdir(old.top)) and not (old.top / "current").exists()
+    assert [os.listdir(old.top / name) for name in ("snapshots", "staging", "commons")] == [[], [], []]
+    said = done(old.adopt("--finish", "--json"))
+    made = json.loads(said.stdout)
+    assert old.tree() == before
+    check_layout(old, made["generation"])
+    check_commons(old)
+    check_esp(old, loader)
+    assert made["behind"]["never"] == sorted(LAYOUT)
+    live(old, made["generation"])
+    assert old.tree() == before
+
+
+def check_layout(old: OldSystem, name: str) -> None:
+    assert {os.readlink(slot) for slot in (old.top / "current").iterdir()} == {f"../../snapshots/{name}"}
+    assert [os.listdir(old.top / each) for each in ("staging", "next")] == [[], []]
+    root = old.generation()
+    assert btrfsctl.is_read_only(root)
+    assert not LAYOUT & set(os.listdir(root))
+    template = (old.top / "fstab").read_text()
+    fstab = (root / "etc/fstab").read_text()
+    assert template.replace("CURRENT_SNAPSHOTS_PATH", f"/snapshots/{name}") == fstab
+    assert f"UUID={old.fsid} / btrfs ro,noatime,space_cache=v2,subvol=/snapshots/{name}/@ 0 0\n" in fstab
+    assert "subvolid" not in fstab and "/dev/cdrom /media/cdrom iso9660 noauto,ro 0 0\n" in fstab
+    assert all(os.listdir(root / point) == [] for point in ("home", "var/cache", "var/log", "media/cdrom", "tmp"))
+    record = json.loads((root.parent / "generation.json").read_text())
+    assert (record["kind"], record["kernels"]) == ("import", {"lts": release_of(KERNEL)})
+    assert record["initramfs"][0]["path"] == "boot/initramfs-lts"
+
+
+def check_commons(old: OldSystem) -> None:
+    commons = old.top / "commons"
+    assert all(btrfsctl.is_subvolume(commons / name) for name in ("@home", "@var@cache", "@var@log"))
+    file = commons / "@home/user/file"
+    assert (file.read_text(), file.parent.stat().st_uid) == ("mine", 1000)
+    assert (commons / "@var@log/messages").read_text() == "a line\n"
+    assert (commons / "@home").stat().st_mode == (old.root / "home").stat().st_mode
+
+
+def check_esp(old: OldSystem, before: dict[str, bytes]) -> None:
+    """What was there is there; nothing of ours is where firmware would find it by itself."""
+    found = listing(old.esp)
+    assert {path: found[path] for path in before} == before
+    assert all(path.startswith(f"{loaders.DIRECTORY}/") for path in set(found) - set(before))
+    menu = bootmenu.from_document(json.loads((old.top / "state/boot.json").read_text()))
+    assert menu is not None and found[f"{loaders.DIRECTORY}/refind.conf"].decode() == bootmenu.render(menu)
+    assert (menu.uuid, menu.volume, menu.append, menu.kernel) == (old.fsid, "ROOT", "quiet", "boot/vmlinuz-lts")
+    assert found[PROGRAM] == b"refind 1"
+
+
+def live(old: OldSystem, name: str) -> None:
+    """The new system runs, proves itself, takes a package, and there is nothing to adopt any more."""
+    guest = old.boot_new()
+    assert guest.booted == name
+    assert guest.run(["touch", "/etc/sealed"]).status != 0
+    assert guest.run(["cat", "/home/user/file"]).stdout == "mine"
+    guest.run(["apk-atomic", "prove"], check=True)
+    guest.run(["apk-atomic", "add", "hello"], check=True)
+    said = guest.run(["apk-atomic", "adopt", "--finish"])
+    assert (said.status, "has the layout already" in said.stderr) == (0, True)
+    guest = old.boot_new()
+    assert guest.booted != name and guest.run(["hello"], check=True).stdout == "hello\n"
+    old.boot()
+    said = old.adopt("--finish")
+    assert (said.status, "is in use already: it has generations" in said.stderr) == (106, True)
+
+
+def test_the_service_finishes_at_shutdown(old: OldSystem) -> None:
+    """As OpenRC starts it; the new system does not have it in a runlevel."""
+    level = old.root / "etc/runlevels/shutdown"
+    level.mkdir()
+    (level / SERVICE).symlink_to(f"/etc/init.d/{SERVICE}")
+    before = old.tree()
+    guest = old.boot()
+    done(old.adopt(*ADOPT))
+    done(guest.run(["sh", "-c", AS_OPENRC]))
+    assert old.tree() == before
+    assert os.listdir(old.generation() / "etc/runlevels/shutdown") == []
+    assert (old.generation() / f"etc/init.d/{SERVICE}").exists()
+    assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
+def test_a_package_from_the_old_system(old: OldSystem) -> None:
+    """The old system can change the new one as any other volume; then there is nothing left to be finished."""
+    publish(old, HELLO)
+    guest = old.boot()
+    done(old.adopt(*ADOPT))
+    done(old.adopt("--finish"))
+    guest.run(["apk-atomic", "--atomic-volume", old.device, "add", "hello"], check=True)
+    guest.run(["apk-atomic", "--atomic-volume", "/", "prove"], check=True)
+    assert (old.generation() / "usr/bin/hello").exists() and not (old.root / "usr/bin/hello").exists()
+    assert old.adopt("--finish").status == 106
+
+
+def test_a_finish_may_be_repeated_until_the_new_system_is_used(old: OldSystem) -> None:
+    guest = old.boot()
+    done(old.adopt(*ADOPT))
+    first = json.loads(done(old.adopt("--finish", "--json")).stdout)["generation"]
+    guest.run(["sh", "-c", "echo new >/home/user/file; echo box >/etc/hostname; cat /commons/@home/user/* "])
+    (old.top / "commons/@home/user/file").read_bytes()
+    second = json.loads(done(old.adopt("--finish", "--json")).stdout)["generation"]
+    assert os.listdir(old.top / "snapshots") == [second] != [first]
+    assert os.listdir(old.top / "links") == [second]
+    assert (old.top / "commons/@home/user/file").read_text() == "new\n"
+    assert (old.generation() / "etc/hostname").read_text() == "box\n"
+    check_layout(old, second)
+    with (old.top / "commons/@var@log/messages").open("a") as log:
+        log.write("booted\n")
+    said = old.adopt("--finish")
+    assert (said.status, "commons/@var@log has changed" in said.stderr) == (106, True), said.stderr
+    assert (old.top / "commons/@var@log/messages").read_text() == "a line\nbooted\n"
+
+
+def test_the_readme(top: OldSystem) -> None:
+    """Its commands, in their order; where the ESP is, is added."""
+    chapter = README.read_text().partition("## Taking over an existing system\n")[2].partition("\n## ")[0]
+    lines = [line.partition("  #")[0].split() for line in chapter.splitlines() if line.startswith("apk-atomic ")]
+    assert [line[2:] for line in lines] == [["--dry-run"], [], ["--finish"]]
+    top.boot()
+    for _, _, *words in lines:
+        done(top.adopt(*words, *([] if words == ["--finish"] else ADOPT)))
+    assert top.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
+def test_options_are_for_the_first_step(top: OldSystem) -> None:
+    top.boot()
+    for words, status, says in (
+        (("--finish",), 101, "apk-atomic adopt comes first"),
+        (("--finish", "--dry-run"), 101, "apk-atomic adopt comes first"),
+        (("--finish", "--common", "@home"), 100, "no other options"),
+        (("--common", "home"), 100, "@var@log"),
+        (("--swap", "keep"), 100, "invalid choice"),
+        (("--esp", "/boot"), 100, "no file system is mounted at /boot"),
+        ((*ADOPT, "--refind", "/nowhere"), 100, "apk add refind"),
+        ((*ADOPT, "--kernel", "virt"), 100, "no kernel 'virt'"),
+    ):
+        said = top.adopt(*words)
+        assert (said.status, says in said.stderr) == (status, True), f"{words}: {said}"
+    said = top.boot().run(["apk-atomic", "--atomic-volume", top.device, "adopt"])
+    assert (said.status, "--atomic-volume" in said.stderr) == (100, True)
+
+
+# ---- what an old system may be like ----------------------------------------------------------------------
+
+
+def test_a_boot_of_its_own(old: OldSystem) -> None:
+    """The kernel is taken in, the loader's own directories are not; at shutdown nothing may be mounted there."""
+    image = old.image.with_name("boot.img")
+    with image.open("wb") as file:
+        file.truncate(96 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    loop = Loop(image)
+    try:
+        place = old.image.with_name("boot")
+        place.mkdir()
+        subprocess.run(["mount", loop.path, place], check=True)
+        for path in (old.root / "boot").iterdir():
+            if path.is_file():
+                shutil.move(path, place)
+        (place / "grub").mkdir()
+        (place / "grub/grub.cfg").write_text("old menu")
+        os.symlink(".", place / "boot")
+        (place / "efi").mkdir()
+        subprocess.run(["umount", place], check=True)
+        old.write_fstab(f"{loop.path} /boot ext4 rw,relatime 0 2")
+        before = old.tree()
+        mounted = f"mount {loop.path} $root/boot\nmount --bind {old.esp} $root/boot/efi\n"
+        guest = old.boot(mounted)
+        assert json.loads(done(old.adopt("--json", *ADOPT)).stdout)["separate_boot"] == loop.path
+        guest.run(["umount", "/boot/efi"], check=True)
+        guest.run(["umount", "/boot"], check=True)
+        said = done(old.adopt("--finish"))
+        assert f"the old /boot ({loop.path})" in said.stdout
+        boot = old.generation() / "boot"
+        assert {"vmlinuz-lts", "initramfs-lts", "efi", "boot"} <= set(os.listdir(boot)) and not (boot / "grub").exists()
+        assert " /boot " not in (old.top / "fstab").read_text()
+        assert old.tree() == before
+        assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
+    finally:
+        old.shutdown()
+        loop.detach()
+
+
+@pytest.mark.parametrize("choice", ["move", "drop"])
+def test_a_swap_file(old: OldSystem, choice: str) -> None:
+    swap = old.root / "swapfile"
+    make_swap_file(swap, 24 << 20)
+    old.write_fstab("/swapfile none swap sw 0 0")
+    guest = old.boot()
+    guest.run(["swapon", "/swapfile"], check=True)
+    try:
+        said = old.adopt(*ADOPT)
+        assert (said.status, "swap file /swapfile is in use" in said.stderr) == (106, True)
+        before = old.tree()
+        done(old.adopt(*ADOPT, "--swap", choice))
+        assert "/swapfile" in Path("/proc/swaps").read_text()
+        said = done(old.adopt("--finish"))
+        assert "/swapfile is not used for swapping until the reboot" in said.stderr
+        assert old.tree() == before
+    finally:
+        subprocess.run(["swapoff", swap], check=False, capture_output=True)
+    assert not (old.generation() / "swapfile").exists()
+    fstab = (old.generation() / "etc/fstab").read_text()
+    assert "/swapfile none" not in fstab.replace("/swap/swapfile none", "")
+    moved = old.top / "commons/@swap/swapfile"
+    assert moved.exists() == ("/swap/swapfile none swap sw 0 0" in fstab) == (choice == "move")
+    if choice == "move":
+        assert (moved.stat().st_size, moved.stat().st_mode & 0o777) == (24 << 20, 0o600)
+        assert 'rc_need="localmount"' in (old.generation() / "etc/conf.d/swap").read_text()
+        subprocess.run(["swapon", moved], check=True)
+        subprocess.run(["swapoff", moved], check=True)
+        assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
+def make_swap_file(path: Path, size: int) -> None:
+    path.touch(0o600)
+    subprocess.run(["chattr", "+C", path], check=True)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    subprocess.run(["mkswap", path], check=True, capture_output=True)
+
+
+def test_subvolumes_in_the_old_root(old: OldSystem) -> None:
+    """Copied in a common, mounted where etc/fstab says so, else named; snapshots are left where they are."""
+    for path in ("home/alice", "srv/data", "var/lib/docker"):
+        btrfsctl.create_subvolume(old.root / path)
+        (old.root / path / "file").write_text(path)
+    btrfsctl.create_subvolume(old.root / "home/alice/deep")
+    (old.root / "home/alice/deep/file").write_text("deep")
+    btrfsctl.snapshot(old.root / "home/alice", old.root / "home/snapshot", read_only=True)
+    inside = f"{old.subvolume.rstrip('/')}/srv/data"
+    number = subprocess.check_output(["btrfs", "inspect-internal", "rootid", old.root / "srv/data"], text=True).strip()
+    old.write_fstab(f"UUID={old.fsid} /srv/data btrfs rw,subvolid={number},subvol={inside} 0 0")
+    before = old.tree()
+    old.boot()
+    plan = json.loads(done(old.adopt("--json", *ADOPT)).stdout)
+    assert plan["nested"] == {
+        "home/alice": "copied", "home/snapshot": "left", "srv/data": "mounted", "var/lib/docker": "left"
+    }  # fmt: skip
+    said = done(old.adopt("--finish"))
+    assert "/var/lib/docker" in said.stdout and "so keep them: /srv/data" in said.stdout
+    assert old.tree() == before
+    home = old.top / "commons/@home"
+    assert ((home / "alice/file").read_text(), (home / "alice/deep/file").read_text()) == ("home/alice", "deep")
+    assert os.listdir(home / "snapshot") == [] == os.listdir(old.generation() / "var/lib/docker")
+    guest = old.boot_new()
+    assert guest.run(["cat", "/srv/data/file"], check=True).stdout == "srv/data"
+    guest.run(["apk-atomic", "prove"], check=True)
+
+
+def test_an_initramfs_without_btrfs_is_made_anew(top: OldSystem) -> None:
+    config = top.root / "etc/mkinitfs/mkinitfs.conf"
+    config.write_text('features="ata base ext4"\n')
+    image = top.root / "boot/initramfs-lts"
+    image.write_bytes(b"not an image")
+    before = top.tree()
+    top.boot()
+    assert "building boot/initramfs-lts" in done(top.adopt(*ADOPT)).stderr
+    done(top.adopt("--finish"))
+    assert top.tree() == before
+    root = top.generation()
+    assert 'features="ata base ext4 btrfs"' in (root / "etc/mkinitfs/mkinitfs.conf").read_text()
+    assert top.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
+def test_what_would_not_boot_is_said_before_it_matters(top: OldSystem) -> None:
+    kernel = top.root / "boot/vmlinuz-lts"
+    kernel.write_bytes(kernel.read_bytes()[:-600])
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, "would not boot" in said.stderr) == (104, True), said.stderr
+    assert os.listdir(top.top / "staging") == []
+
+
+def test_files_keep_all_that_they_have(top: OldSystem) -> None:
+    """Owners, modes, times, links, holes, attributes, flags, sockets: what a home may hold."""
+    home = top.root / "home/user"
+    fill(home)
+    before = top.tree()
+    top.boot()
+    done(top.adopt(*ADOPT))
+    done(top.adopt("--finish"))
+    assert top.tree() == before
+    copy = top.top / "commons/@home/user"
+    wanted, found = seen(home), seen(copy)
+    assert found == wanted
+    assert (copy / "one").stat().st_ino == (copy / "dir/two").stat().st_ino
+    flags = subprocess.check_output(["lsattr", copy / "nocow", copy / "fixed"], text=True).split()
+    assert NOCOW in flags[0] and IMMUTABLE in flags[2]
+    assert shares_data(home / "big", copy / "big")
+    subprocess.run(["chattr", "-i", home / "fixed", copy / "fixed"], check=True)
+
+
+def fill(home: Path) -> None:
+    (home / "dir").mkdir(0o2750)
+    (home / "one").write_text("linked")
+    os.link(home / "one", home / "dir/two")
+    (home / "big").write_bytes(os.urandom(1 << 20))
+    with (home / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    (home / "setuid").write_text("#!")
+    os.chown(home / "setuid", 1000, 1000)
+    (home / "setuid").chmod(0o4755)
+    os.setxattr(home / "setuid", "user.note", b"kept")
+    os.symlink("/etc/passwd", home / "link")
+    os.lchown(home / "link", 1000, 5)
+    os.mkfifo(home / "fifo", 0o640)
+    os.mknod(home / "null", 0o020666, os.makedev(1, 3))
+    (home / "nocow").touch()
+    subprocess.run(["chattr", "+C", home / "nocow"], check=True)
+    (home / "nocow").write_text("in place")
+    (home / "fixed").write_text("immutable")
+    subprocess.run(["chattr", "+i", home / "fixed"], check=True)
+    (home / "name with\nnewline \udcff").write_text("odd")
+    os.utime(home / "dir", ns=(1, 2))
+
+
+def seen(place: Path) -> dict[str, tuple[object, ...]]:
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(place.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() and status.st_size < 1 << 24 else b""
+        attributes = [] if path.is_symlink() else [(name, os.getxattr(path, name)) for name in os.listxattr(path)]
+        found[str(path.relative_to(place))] = (
+            status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev, status.st_nlink,
+            status.st_size, status.st_blocks, content, attributes, os.readlink(path) if path.is_symlink() else "",
+        )  # fmt: skip
+    return found
+
+
+def shares_data(one: Path, other: Path) -> bool:
+    """Whether the first extents of two files lie at the same place."""
+    listings = (subprocess.check_output(["filefrag", "-v", path], text=True) for path in (one, other))
+    places = {listing.splitlines()[3].split()[3] for listing in listings}
+    return len(places) == 1
+
+
+# ---- what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["snapshots", "current", "fstab", "state"])
+def test_names_that_are_taken(top: OldSystem, name: str) -> None:
+    (top.top / name).mkdir()
+    (top.top / name / "something").write_text("of mine")
+    before = top.tree()
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, f"{name} at the top level of the volume holds something else" in said.stderr) == (106, True)
+    assert (top.top / name / "something").read_text() == "of mine"
+    assert (top.tree(), set(os.listdir(top.top)) & LAYOUT) == (before, {name})
+
+
+def bios(old: OldSystem) -> str:
+    return "rmdir $root/sys/firmware/efi\n"
+
+
+def default_subvolume(old: OldSystem) -> str:
+    btrfsctl.create_subvolume(old.top / "other")
+    subprocess.run(["btrfs", "subvolume", "set-default", old.top / "other"], check=True)
+    return ""
+
+
+def no_kernel(old: OldSystem) -> str:
+    (old.root / "boot/vmlinuz-lts").unlink()
+    return ""
+
+
+def two_roots(old: OldSystem) -> str:
+    old.write_fstab("/dev/sda1 / ext4 rw 0 0")
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(bios, "BIOS"), (default_subvolume, "set-default 5"), (no_kernel, "no kernel"), (two_roots, "more than one line")],
+)
+def test_reasons_on_a_real_system(top: OldSystem, make: Callable[[OldSystem], str], says: str) -> None:
+    top.boot(make(top))
+    before = top.tree()
+    for words in (ADOPT, (*ADOPT, "--dry-run")):
+        said = top.adopt(*words)
+        assert (said.status, says in said.stderr) == (106, True), said.stderr
+    assert (top.tree(), set(os.listdir(top.top)) & LAYOUT) == (before, set())
+
+
+def test_two_devices(top: OldSystem) -> None:
+    image = top.image.with_name("second.img")
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    loop = Loop(image)
+    try:
+        subprocess.run(["btrfs", "device", "add", loop.path, top.top], check=True, capture_output=True)
+        top.boot()
+        said = top.adopt(*ADOPT)
+        assert (said.status, "2 devices" in said.stderr) == (106, True)
+        top.shutdown()
+        subprocess.run(["btrfs", "device", "remove", loop.path, top.top], check=True, capture_output=True)
+    finally:
+        top.shutdown()
+        loop.detach()

@@ -1,0 +1,305 @@
+"""What is decided about an old system, from facts: tables, no volume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from apk_atomic import adoptreport, fstab, oldfstab
+from apk_atomic.adoption import Choices, OldSystem, Plan, decide
+from apk_atomic.bootmenu import Loader
+from apk_atomic.oldfstab import Separate, Volume, convert
+
+FSID = "11111111-2222-3333-4444-555555555555"
+ROOT = f"UUID={FSID} / btrfs rw,relatime,compress=zstd:3,space_cache=v2,subvolid=5,subvol=/ 0 1"
+ESP = "UUID=ABCD-1234 /boot/efi vfat rw,relatime 0 2"
+COMMONS = ("@home", "@var@cache", "@var@log")
+NAMES = frozenset({f"UUID={FSID}", "LABEL=ROOT"})
+OURS = Volume(FSID, NAMES)
+FACTS = OldSystem(
+    device="/dev/vda2", fsid=FSID, fstab=f"{ROOT}\n{ESP}\n", names=NAMES, esp="UUID=ABCD-1234", kernels=("lts",),
+    cmdline="BOOT_IMAGE=/boot/vmlinuz-lts root=UUID=1 modules=sd-mod,btrfs quiet rootfstype=btrfs",
+)  # fmt: skip
+CHOICES = Choices(COMMONS)
+
+
+def plan(choices: Choices = CHOICES, **facts: Any) -> Plan:
+    return decide(replace(FACTS, **facts), choices)
+
+
+def entries(text: str) -> dict[str, fstab.Entry]:
+    return {entry.mountpoint: entry for entry in fstab.parse(text)}
+
+
+# ---- the fstab template ----------------------------------------------------------------------------------
+
+
+def test_the_template_of_what_setup_disk_makes() -> None:
+    swap, cdrom = "UUID=77 swap swap defaults 0 0", "/dev/cdrom\t/media/cdrom\tiso9660\tnoauto,ro 0 0"
+    text = f"# mine\n{ROOT}\n{ESP}\n{swap}\n{cdrom}\ntmpfs\t/tmp\ttmpfs\tnosuid 0 0\n"
+    found = convert(text, OURS, COMMONS, swap=False)
+    assert found.text.splitlines() == [
+        f"UUID={FSID} / btrfs ro,noatime,compress=zstd:3,space_cache=v2,subvol=CURRENT_SNAPSHOTS_PATH/@ 0 0",
+        f"UUID={FSID} /home btrfs rw,noatime,subvol=/commons/@home 0 0",
+        f"UUID={FSID} /var/cache btrfs rw,noatime,subvol=/commons/@var@cache 0 0",
+        f"UUID={FSID} /var/log btrfs rw,noatime,subvol=/commons/@var@log 0 0",
+        "# mine", ESP, swap, cdrom, "tmpfs\t/tmp\ttmpfs\tnosuid 0 0",
+    ]  # fmt: skip
+    assert (found.commons, found.shared, found.separate, found.problems) == (COMMONS, (), None, ())
+
+
+def test_an_fstab_that_is_empty() -> None:
+    found = entries(convert("", replace(OURS, esp="UUID=ABCD-1234"), (), swap=False).text)
+    assert set(found) == {"/", "/tmp", "/boot/efi"}
+    assert "noauto" in found["/boot/efi"].options
+
+
+@pytest.mark.parametrize(
+    ("line", "kept", "shared"),
+    [
+        ("/dev/sdb1 /home ext4 defaults 0 2", ("@var@cache", "@var@log"), ("/home",)),
+        ("LABEL=ROOT /home btrfs subvol=@home 0 0", ("@var@cache", "@var@log"), ("/home",)),
+        ("/dev/sdb1 /var/ ext4 defaults 0 2", ("@home",), ()),
+        ("/dev/sdb1 /var/lo ext4 defaults 0 2", COMMONS, ()),
+        ("/dev/sdb1 /home/data ext4 defaults 0 2", COMMONS, ()),
+    ],
+)
+def test_what_is_mounted_already_is_no_common(line: str, kept: tuple[str, ...], shared: tuple[str, ...]) -> None:
+    found = convert(f"{ROOT}\n{line}\n", OURS, COMMONS, swap=False)
+    assert (found.commons, found.shared) == (kept, shared)
+    assert line in found.text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "after"),
+    [
+        ("rw,subvolid=257,subvol=/@home", "rw,subvol=/@home"),
+        ("subvol=@home", "subvol=@home"),
+        ("subvolid=5", "subvol=/"),
+        ("subvolid=0,noatime", "noatime,subvol=/"),
+    ],
+)
+def test_other_subvolumes_are_found_by_path_alone(options: str, after: str) -> None:
+    found = convert(f"{ROOT}\nLABEL=ROOT /mnt/my\\040data btrfs {options} 0 2\n", OURS, COMMONS, swap=False)
+    assert f"LABEL=ROOT /mnt/my\\040data btrfs {after} 0 0" in found.text.splitlines()
+    assert not found.problems
+
+
+def test_a_subvolume_of_another_volume_is_not_ours_to_change() -> None:
+    line = "UUID=99 /srv btrfs subvolid=300 0 2"
+    found = convert(f"{ROOT}\n{line}\n", OURS, COMMONS, swap=False)
+    assert line in found.text.splitlines() and not found.problems
+
+
+def test_what_cannot_be_converted() -> None:
+    text = f"{ROOT}\n{ROOT}\nLABEL=ROOT /srv btrfs subvolid=300 0 0\nhalf a\n"
+    found = convert(text, OURS, COMMONS, swap=False)
+    assert found.problems == (
+        "etc/fstab names /srv by subvolid=300 alone: write subvol=PATH there",
+        "etc/fstab has more than one line for /: leave one",
+    )
+    assert found.warnings == ("etc/fstab, line 4: half a: not understood, and kept",)
+    assert "half a" in found.text.splitlines()
+
+
+def test_a_boot_of_its_own_goes() -> None:
+    found = convert(f"{ROOT}\nUUID=b /boot ext4 rw 0 2\n{ESP}\n", replace(OURS, esp="UUID=ABCD-1234"), (), swap=False)
+    assert found.separate == Separate("UUID=b", "ext4", ("rw",))
+    assert "/boot" not in entries(found.text) and found.text.count("ABCD-1234") == 1
+
+
+def test_an_esp_at_boot_moves() -> None:
+    text = f"{ROOT}\nUUID=ABCD-1234 /boot vfat rw 0 2\n"
+    found = convert(text, replace(OURS, esp="UUID=ABCD-1234"), (), swap=False)
+    assert found.separate == Separate("UUID=ABCD-1234", "vfat", ("rw",))
+    assert entries(found.text)["/boot/efi"].device == "UUID=ABCD-1234"
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_swap_files_go_and_swap_partitions_stay(swap: bool) -> None:
+    text = f"{ROOT}\n/swapfile none swap sw 0 0\n/dev/sda3 none swap sw 0 0\n"
+    found = convert(text, replace(OURS, swap_files=frozenset({"/swapfile"})), (), swap=swap)
+    lines = found.text.splitlines()
+    assert "/dev/sda3 none swap sw 0 0" in lines and "/swapfile none swap sw 0 0" not in lines
+    assert ("/swap/swapfile none swap sw 0 0" in lines, "/swap" in entries(found.text)) == (swap, swap)
+
+
+def test_a_swap_file_needs_a_place() -> None:
+    found = convert(f"{ROOT}\n/dev/sdb1 /swap ext4 rw 0 0\n", OURS, (), swap=True)
+    assert found.problems == ("/swap, where the swap file would be, is a mount point of etc/fstab already",)
+
+
+def test_lines_are_written_as_they_are_read() -> None:
+    entry = fstab.Entry("/dev/a b", "/mnt/c\td\\e", "ext4", ("ro", "x=y"), 1, 2)
+    assert fstab.parse(oldfstab.line_of(entry)) == (entry,)
+
+
+# ---- what speaks against it ------------------------------------------------------------------------------
+
+
+def test_a_plain_system_can_be_adopted() -> None:
+    found = plan()
+    assert (found.blockers, found.warnings, found.commons) == ((), (), COMMONS)
+    assert (found.append, found.resume, found.at_top) == ("modules=sd-mod,btrfs quiet", "", True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"is_subvolume": False, "subvolume": "/@/root"}, "no subvolume"),
+        ({"efi": False}, "BIOS"),
+        ({"machine_known": False}, "no UEFI boot loader is known"),
+        ({"devices": 2}, "2 devices"),
+        ({"stack": "crypt"}, "encrypted (LUKS)"),
+        ({"stack": "lvm"}, "on LVM"),
+        ({"stack": "raid"}, "on RAID"),
+        ({"stack": "mapper"}, "device mapper"),
+        ({"default_subvolume": 257}, "set-default 5"),
+        ({"checksum": "blake2b"}, "blake2b checksums"),
+        ({"fstab": ROOT.replace("zstd:3", "lzo")}, "compress=lzo"),
+        ({"volume_name": ""}, "btrfs filesystem label"),
+        ({"taken": ("snapshots",)}, "snapshots at the top level"),
+        ({"swap_files": {"/swapfile": 1}, "swapping": frozenset({"/swapfile"})}, "--swap move"),
+        ({"esp": ""}, "--esp DEVICE"),
+        ({"mounted": frozenset({"/boot"})}, "write a line for it"),
+        ({"kernels": ()}, "no kernel in /boot"),
+        ({"fstab": f"{ROOT}\n{ROOT}"}, "more than one line for /"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_reason_against_it(facts: dict[str, Any], says: str) -> None:
+    (reason,) = plan(**facts).blockers
+    assert says in reason
+
+
+def test_all_reasons_at_once() -> None:
+    found = plan(efi=False, devices=3, stack="crypt", default_subvolume=256, esp="", kernels=())
+    assert len(found.blockers) == 6
+
+
+@pytest.mark.parametrize(
+    "facts", [{"checksum": "blake2b"}, {"fstab": ROOT.replace("zstd:3", "lzo")}, {"volume_name": ""}]
+)
+def test_what_stands_against_refind_does_not_against_grub(facts: dict[str, Any]) -> None:
+    assert plan(replace(CHOICES, loader=Loader.GRUB), **facts).blockers == ()
+
+
+def test_at_shutdown_a_boot_of_its_own_cannot_be_looked_into() -> None:
+    assert plan(kernels=None, fstab=f"{ROOT}\n/dev/vda3 /boot ext4 rw 0 0\n").blockers == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"secure_boot": True}, "Secure Boot"),
+        ({"has_apk_atomic": False}, "/usr/bin/apk-atomic"),
+        ({"state_directories": ("var/lib/a", "var/lib/b")}, "(--common @var@lib@a): /var/lib/a, /var/lib/b"),
+        ({"fstab": f"{ROOT}\nhalf a\n"}, "half a"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_each_warning(facts: dict[str, Any], says: str) -> None:
+    (warning,) = plan(**facts).warnings
+    assert says in warning
+
+
+def test_state_that_is_in_a_common_is_no_reason_to_warn() -> None:
+    assert plan(Choices(("@var@lib",)), state_directories=("var/lib/chrony",)).warnings == ()
+
+
+# ---- swap, menu, subvolumes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("swap", "size"), [("move", 7), ("drop", 0), ("", 0)])
+def test_swap_files(swap: str, size: int) -> None:
+    found = plan(replace(CHOICES, swap=swap), swap_files={"/a": 3, "/b": 7})
+    assert (found.swap_files, found.swap_size, found.blockers) == (("/a", "/b"), size, ())
+
+
+def test_no_swap_file_is_made_where_there_was_none() -> None:
+    found = plan(replace(CHOICES, swap="move"))
+    assert found.swap_size == 0 and "/swap" not in found.template
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "append", "resume"),
+    [
+        ("", "", ""),
+        ("ro root=LABEL=x rootflags=subvol=@ quiet resume=UUID=5 initrd=\\i panic=3", "quiet", "UUID=5"),
+        ("console=ttyS0,115200 resume=/dev/a resume=/dev/b", "console=ttyS0,115200", "/dev/b"),
+    ],
+)
+def test_words_of_the_command_line_go_on(cmdline: str, append: str, resume: str) -> None:
+    found = plan(cmdline=cmdline)
+    assert (found.append, found.resume) == (append, resume)
+
+
+def test_a_swap_file_is_not_resumed_from_any_more() -> None:
+    found = plan(cmdline="quiet resume=UUID=5 resume_offset=44", swap_files={"/swapfile": 1})
+    assert (found.append, found.resume) == ("quiet", "")
+
+
+def test_words_that_were_asked_for() -> None:
+    assert plan(replace(CHOICES, append="")).append == ""
+
+
+@pytest.mark.parametrize(
+    ("subvolume", "path", "line", "fate"),
+    [
+        ("/", "home/alice", "", "copied"),
+        ("/", "home/.snapshots/1", "", "left"),
+        ("/", "var/lib/docker/btrfs/subvolumes/abc", "", "left"),
+        ("/", "@data", "LABEL=ROOT /data btrfs subvol=@data 0 0", "mounted"),
+        ("/@", "srv", "LABEL=ROOT /srv btrfs subvol=/@/srv 0 0", "mounted"),
+        ("/@", "srv", "LABEL=ROOT /srv btrfs subvol=/srv 0 0", "left"),
+    ],
+)
+def test_subvolumes_in_the_old_root(subvolume: str, path: str, line: str, fate: str) -> None:
+    sealed = frozenset({"home/.snapshots/1"})
+    found = plan(subvolume=subvolume, nested=(path,), sealed=sealed, fstab=f"{ROOT}\n{line}\n")
+    assert [(each.path, each.fate) for each in found.nested] == [(path, fate)]
+
+
+# ---- what stays behind -----------------------------------------------------------------------------------
+
+NEVER = ("commons", "current", "fstab", "links", "next", "snapshots", "staging", "state")
+
+
+def test_an_old_root_at_the_top_level() -> None:
+    found = plan(fstab=f"{ROOT}\nLABEL=ROOT /data btrfs subvol=@data 0 0\n")
+    names = tuple(sorted((*NEVER, "bin", "my files", "@data", "usr")))
+    behind = adoptreport.stays_behind(found, "/dev/vda2", names)
+    assert behind.never == (*NEVER, "@data")
+    assert behind.removable == ("bin", "my files", "usr")
+    assert behind.commands == ("mount -o subvolid=5 /dev/vda2 /mnt", "cd /mnt && rm -rf bin 'my files' usr")
+
+
+def test_an_old_root_in_a_subvolume() -> None:
+    found = plan(subvolume="/@", fstab=f"{ROOT}\nLABEL=ROOT /data btrfs subvol=@data 0 0\n")
+    behind = adoptreport.stays_behind(found, "/dev/vda2", (*NEVER, "@", "@data"))
+    assert (behind.removable, behind.never) == (("@",), (*NEVER, "@data"))
+    assert behind.commands[1] == "btrfs subvolume delete /mnt/@"
+
+
+def test_what_else_stays_behind() -> None:
+    found = plan(
+        replace(CHOICES, swap="move"), swap_files={"/swapfile": 1}, nested=("var/lib/docker/x", "srv"),
+        fstab=f"{ROOT}\nUUID=b /boot ext4 rw 0 2\nLABEL=ROOT /srv btrfs subvol=/srv 0 0\n",
+    )  # fmt: skip
+    text = "\n".join(adoptreport.tell_behind(adoptreport.stays_behind(found, "/dev/vda2", ())))
+    for words in ("the old /boot (UUID=b)", "/swap/swapfile takes its place", "/var/lib/docker/x", "keep them: /srv"):
+        assert words in text
+    assert "srv" in adoptreport.stays_behind(found, "/dev/vda2", ()).never
+
+
+def test_the_plan_for_people_and_programs() -> None:
+    choices = replace(CHOICES, swap="move")
+    found = plan(choices, swap_files={"/swapfile": 8 << 20}, nested=("home/a",), subvolume="/@")
+    text = "\n".join(adoptreport.describe(found, choices, "/dev/vda2"))
+    shown = ("subvolume @ of /dev/vda2", "/home, /var/cache, /var/log", "/swap/swapfile, 8 MiB", "subvolume /home/a")
+    for words in shown:
+        assert words in text
+    document = adoptreport.document(found, choices)
+    assert (document["version"], document["nested"], document["fstab"]) == (1, {"home/a": "copied"}, found.template)
