@@ -28,6 +28,7 @@ RESOLVE_IN_ROOT = 0x10
 
 STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+LOADER = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV  # links, but neither absolute ones nor out of it
 
 TEMP_PREFIX = ".tmp-"  # of files that a power cut may leave beside the file they were to replace
 

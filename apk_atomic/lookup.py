@@ -64,6 +64,20 @@ def is_file(root: int, path: str) -> bool:
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
+def is_loadable(root: int, path: str) -> bool:
+    """Whether a boot loader finds `path` too: by itself, or by relative links that stay in the root.
+
+    It starts at the top level of the volume, and takes an absolute link from there (facts: alpine-boot, 6.1).
+    """
+    try:
+        os.close(files.open_beneath(root, path.lstrip("/"), os.O_PATH, resolve=files.LOADER))
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
+    return True
+
+
 def is_directory(root: int, path: str) -> bool:
     """Whether `path` resolves to a directory."""
     found = status(root, path)

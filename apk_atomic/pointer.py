@@ -71,16 +71,21 @@ def _open_slot(volume: Volume, number: int, generation: str) -> int:
         return files.open_beneath(volume.top, f"{SNAPSHOTS}/{generation}/@" if generation else "", _DIRECTORY)
     except OSError as error:
         raise CheckFailed(
-            f"slot {number} of the new pointer leads to no generation: somebody has changed it meanwhile",
+            f"slot {number} of the new pointer leads to no generation: somebody has changed it meanwhile; "
+            "nothing was changed",
             hint="run the command again: it starts from what is there now",
         ) from error
 
 
 def _require(root: int, path: str) -> None:
     try:
-        os.close(files.open_in_root(root, path, os.O_PATH))
+        os.close(files.open_beneath(root, path, os.O_PATH, resolve=files.LOADER))
     except OSError as error:
-        raise CheckFailed(f"the boot menu names {path}, which the new generation lacks ({error.strerror})") from error
+        raise CheckFailed(
+            f"the boot menu names {path}, which a boot loader cannot find in the new generation ({error.strerror}); "
+            "nothing was changed",
+            hint="a file there, or a relative link to one, is what it can read",
+        ) from error
 
 
 def switch(volume: Volume, name: str, before: str) -> None:

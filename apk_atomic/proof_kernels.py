@@ -66,7 +66,17 @@ def check_menu(findings: Findings, root: int, facts: ProofInput) -> None:
             found.fail("menu-path", f"{path} is gone, which {by}")
         elif status.st_size == 0:
             found.fail("menu-path", f"{path} is empty")
+        else:
+            _require_loadable(found, root, path)
         findings.add(found, lenient=facts.allow_removed and not known)
+
+
+def _require_loadable(findings: Findings, root: int, path: str) -> None:
+    """For a file that is there: the boot loader has to find it, too. Where links lead there, its place is an input."""
+    findings.inputs |= {lookup.real_path(root, path) or path}
+    if not lookup.is_loadable(root, path):
+        text = f"{path} is found through a link that is absolute or leads out of the root"
+        findings.fail("menu-link", f"{text}: a boot loader looks it up from the top level of the volume")
 
 
 def menu_names(facts: ProofInput) -> frozenset[str]:
@@ -109,6 +119,7 @@ def _check_image(root: _Root, each: Kernel, findings: Findings) -> str:
         except Damaged as error:
             findings.fail("kernel-damaged", f"{each.image} {error}")
             return each.release
+    _require_loadable(findings, root.fd, each.image)
     if not each.release:
         findings.warn("kernel-undeclared", f"{each.image} has no {kernel.DECLARED}/{each.flavor}/kernel.release")
     elif image.release != each.release:
@@ -142,6 +153,7 @@ def _check_initramfs(
     names = [name for name in kernel.image_names(each.flavor) if lookup.is_file(root.fd, name)]
     for name in names:
         judged = Findings(inputs={name})
+        _require_loadable(judged, root.fd, name)
         image = _read_image(root, name, judged, result)
         if image is not None:
             judged.add(judge_image(name, image, modules, root.facts.wanted_modules))

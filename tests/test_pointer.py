@@ -30,7 +30,8 @@ def run() -> Iterator[Path]:
 def fill(root: Path) -> None:
     (root / "boot").mkdir()
     (root / "boot/vmlinuz-lts").write_text("kernel")
-    (root / "boot/kernel").symlink_to("/boot/vmlinuz-lts")
+    (root / "boot/kernel").symlink_to("../boot/vmlinuz-lts")
+    (root / "boot/absolute").symlink_to("/boot/vmlinuz-lts")
     (root / "boot/outside").symlink_to("/../../../../../etc/passwd")
 
 
@@ -87,9 +88,9 @@ def test_check_notices_somebody_else(
         pointer.check(place.volume, ready, "first", ())
 
 
-@pytest.mark.parametrize("path", ["boot/initramfs-lts", "boot/vmlinuz-lts/x", "boot/outside"])
+@pytest.mark.parametrize("path", ["boot/initramfs-lts", "boot/vmlinuz-lts/x", "boot/outside", "boot/absolute"])
 def test_check_misses_what_the_menu_names(place: Place, ready: str, path: str) -> None:
-    """A link that leads out of the root leads, for the boot loader and here, to the root's own top."""
+    """An absolute link leads a boot loader to the top level of the volume, one that leads out of the root away."""
     with pytest.raises(CheckFailed, match=f"the boot menu names {path}"):
         pointer.check(place.volume, ready, "first", ("boot/vmlinuz-lts", path))
 

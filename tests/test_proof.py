@@ -414,6 +414,38 @@ def test_menu_path_that_is_empty_or_no_file(root: Root) -> None:
     assert root.failures(menu_paths=(*LTS, "boot")) == {"menu-path"}
 
 
+def boot_moved(root: Root, link: str) -> None:
+    (root.path / "boot").rename(root.path / "usr/boot")
+    (root.path / "boot").symlink_to(link)
+
+
+def image_moved(root: Root, link: str) -> None:
+    (root.path / "boot/initramfs-lts").rename(root.path / "boot/x")
+    (root.path / "boot/initramfs-lts").symlink_to(link)
+
+
+@pytest.mark.parametrize("menu", [None, LTS])
+@pytest.mark.parametrize(
+    ("move", "link", "found"),
+    [
+        (boot_moved, "/usr/boot", {"menu-link"}),
+        (boot_moved, "usr/boot", set()),
+        (boot_moved, "../usr/boot", {"menu-link"}),
+        (image_moved, "/boot/x", {"menu-link"}),
+        (image_moved, "x", set()),
+        (image_moved, "../boot/x", set()),
+    ],
+)
+def test_links_that_a_boot_loader_reads_otherwise(
+    root: Root, move: Callable[[Root, str], None], link: str, found: set[str], menu: tuple[str, ...] | None
+) -> None:
+    """It starts at the top level of the volume: there is no /boot there, and `..` leads out of the generation."""
+    root.remember()
+    move(root, link)
+    assert root.failures(menu_paths=menu) == found
+    assert found or "usr/boot/vmlinuz-lts" in root.prove().inputs or move is image_moved
+
+
 def test_grub_cfg_does_not_count_beside_a_static_menu(root: Root) -> None:
     root.write({"boot/grub/grub.cfg": (0o600, STAGING)})
     assert root.warnings(menu_paths=LTS) == {"staging-loader"}
