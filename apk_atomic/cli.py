@@ -182,8 +182,9 @@ def _prove(context: Context, words: list[str], _: AtomicOptions) -> int:
 def _rollback(context: Context, words: list[str], options: AtomicOptions) -> int:
     from apk_atomic.commands import rollback
 
-    _, operands = _parsed("rollback", words)
-    return rollback.rollback(context, operands[0] if operands else None, wait=options.wait or 0)
+    flags, operands = _parsed("rollback", words)
+    target = operands[0] if operands else None
+    return rollback.rollback(context, target, force="force" in flags, wait=options.wait or 0)
 
 
 def _discard(context: Context, words: list[str], options: AtomicOptions) -> int:

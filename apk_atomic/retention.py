@@ -115,35 +115,41 @@ def _existing(state: State, name: str, asked: str) -> Generation:
 
 def named(state: State, word: str) -> str:
     """The ID of a generation by ID, slot number, `booted` or `next`. Raises UsageError when there is none."""
-    name = {"booted": state.booted or "", "next": state.next}.get(word, word)
-    if word.isascii() and word.isdigit() and len(word) < 4:
-        name = state.slots[int(word)] if int(word) < len(state.slots) else ""
+    name = _meant(state, word)
     if state.find(name) is None:
         raise UsageError(f"{word}: there is no such generation", hint="apk-atomic status --all lists them")
     return name
 
 
+def _meant(state: State, word: str) -> str:
+    """The ID that a word stands for, '' for an empty slot. A number is a slot, whatever somebody names generations."""
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        return state.slots[int(word)] if int(word) < len(state.slots) else ""
+    return {"booted": state.booted or "", "next": state.next}.get(word, word)
+
+
 # Slots
 
 
-def choose_target(state: State, wanted: str | None) -> str:
+def choose_target(state: State, wanted: str | None, *, force: bool = False) -> str:
     """The generation that `rollback [SLOT|ID]` makes the next one.
 
     Without an argument it is the booted one where that is not next already (a pending one is left, a booted
-    fallback becomes permanent), else the first fallback that differs and did not fail. Raises UsageError,
-    Refused.
+    fallback becomes permanent), else the first fallback that differs and did not fail. One that failed is the target
+    only by `force`, or if it runs. Raises UsageError, Refused.
     """
     if wanted is None:
         return _default_target(state)
-    name = wanted
-    if state.find(wanted) is None and wanted.isascii() and wanted.isdigit() and len(wanted) < 4:
-        slot = int(wanted)
-        name = state.slots[slot] if slot < len(state.slots) else ""
-    chosen = _existing(state, name, f"rollback {wanted}")
+    chosen = _existing(state, _meant(state, wanted), f"rollback {wanted}")
     if not _may_have_slot(state, chosen):
         raise Refused(
             f"generation {chosen.id} is not sealed, it may be half changed; nothing was changed",
             hint="choose a sealed one; apk-atomic status lists them",
+        )
+    if chosen.failed and not force and chosen.id != state.booted:
+        raise Refused(
+            f"generation {chosen.id} is marked as failed; nothing was changed",
+            hint="apk-atomic status lists the others; with --force it is next all the same",
         )
     return chosen.id
 
@@ -203,8 +209,8 @@ def _slots(state: State, first: str, leaving: str, count: int) -> tuple[str, ...
     ]
     names = list(dict.fromkeys([first, *(each.id for each in _entitled(state, fallbacks))]))
     if len(names) == 1:
-        # Whatever there is beats a menu without a way back.
-        names += [each.id for each in sorted(fallbacks, key=lambda each: each.failed)]
+        # Whatever there is beats a menu without a way back; but what has failed is no way back.
+        names += [each.id for each in fallbacks if not each.failed]
     return tuple(names[:count] + names[-1:] * (count - len(names)))
 
 

@@ -186,7 +186,12 @@ def test_failed_and_superseded_ones_get_no_slot_while_others_are_there() -> None
 
 def test_a_lost_menu_is_filled_with_whatever_there_is() -> None:
     state = State(generations("a", "b", "bad-", "open?"), ("", ""), None)
-    assert slots_after_commit(state, "n", "a", 4) == ("n", "b", "a", "bad")
+    assert slots_after_commit(state, "n", "a", 4) == ("n", "b", "a", "a")
+
+
+def test_what_failed_is_no_way_back() -> None:
+    state = State(generations("a", "bad-"), ("bad", "a"), "a", pending=True)
+    assert slots_after_discard(state, 3) == ("a", "a", "a")
 
 
 def test_unsealed_ones_get_no_slot_but_the_booted_one_keeps_its_own() -> None:
@@ -218,12 +223,20 @@ def test_rollback_swaps_and_keeps_the_way_forward() -> None:
         (State(generations("a", "b-", "c"), ("c", "b", "a"), "c"), None, "a"),
         (State(generations("a", "b", "c"), ("c", "c", "a"), None), None, "a"),
         (State(generations("a", "b", "c"), ("c", "b", "a"), "c"), "2", "a"),
-        (State(generations("a", "b-", "c"), ("c", "b", "a"), "c"), "b", "b"),
-        (State(generations("2", "b", "c"), ("c", "b", "b"), "c"), "2", "2"),
+        (State(generations("a", "b-", "c"), ("c", "a", "b"), "b"), "b", "b"),
+        (State(generations("2", "b", "c"), ("c", "b", "b"), "c"), "2", "b"),
+        (State(generations("a", "b", "c"), ("c", "b", "a"), "a"), "booted", "a"),
     ],
 )
 def test_target_of_a_rollback(state: State, wanted: str | None, target: str) -> None:
     assert choose_target(state, wanted) == target
+
+
+def test_a_failed_target_needs_force() -> None:
+    state = State(generations("a", "b-", "c"), ("c", "b", "a"), "c")
+    with pytest.raises(Refused, match="failed"):
+        choose_target(state, "b")
+    assert choose_target(state, "b", force=True) == "b"
 
 
 @pytest.mark.parametrize("wanted", [None, "7", "x", "-1", "", "1", "open", "9" * 5000, "²"])

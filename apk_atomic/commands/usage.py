@@ -52,10 +52,10 @@ VERBS: Mapping[str, Verb] = {
         {"json": _JSON}, most=1,
     ),
     "rollback": Verb(
-        "[SLOT|ID]", "another generation boots next",
+        "[--force] [SLOT|ID]", "another generation boots next",
         "No generation is made, and what was next becomes a fallback. Without an operand: the booted one, if that is\n"
         "not next, else the first fallback that is another one and did not fail.",
-        _NOTHING, most=1,
+        {"force": "also one that is marked as failed or would not boot"}, most=1,
     ),
     "discard": Verb("", "drops the pending generation", "The booted generation is next again.", _NOTHING),
     "gc": Verb(
