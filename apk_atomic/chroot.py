@@ -34,12 +34,16 @@ _DATABASE_LIMIT = 1 << 28  # bytes of one file
 
 
 class Common(NamedTuple):
-    """A subvolume of the volume to mount at `point` (absolute); `flags` are fstab's nodev, nosuid, noexec."""
+    """A subvolume of the volume to mount at `point` (absolute); `flags` are fstab's nodev, nosuid, noexec.
+
+    `optional`: where it is missing, nothing is mounted.
+    """
 
     point: str
     subvolume: str
     writable: bool
     flags: tuple[str, ...] = ()
+    optional: bool = False
 
 
 class Bind(NamedTuple):

@@ -97,6 +97,27 @@ def open_in_root(dirfd: int, path: str, flags: int, mode: int = 0, *, no_xdev: b
     return open_beneath(dirfd, path, flags, mode, resolve=resolve)
 
 
+def make_directories(dirfd: int, path: str, mode: int = 0o755) -> bool:
+    """Make what is missing of the directories of `path` beneath `dirfd`, no link followed; whether anything was.
+
+    OSError where something that is no directory stands in the way.
+    """
+    made, current = False, os.dup(dirfd)
+    try:
+        for name in path.strip("/").split("/"):
+            try:
+                os.mkdir(name, mode, dir_fd=current)
+                made = True
+            except FileExistsError:
+                pass
+            below = open_entry(current, name, _DIRECTORY)
+            os.close(current)
+            current = below
+    finally:
+        os.close(current)
+    return made
+
+
 def read_file(dirfd: int, path: str, limit: int, *, resolve: int = STRICT) -> bytes:
     """The content of the regular file `path`, at most `limit` bytes, else FileTooLarge.
 

@@ -215,6 +215,24 @@ def _conflict(rendered: str, carried: str, base_path: str) -> Refused:
     )
 
 
+# What has to be there to mount on
+
+_MADE_AT_BOOT = ("/proc", "/sys", "/dev", "/run")  # what lies below is made by whoever mounts these
+
+
+def points_in_root(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """The mount points that must be directories of the root itself: not those of swap, nor what lies below another."""
+    named = [_path(each.mountpoint) for each in entries if each.mountpoint.startswith("/") and each.fstype != "swap"]
+    points = {point for point in named if ".." not in point.split("/")} - {"/"}
+    return tuple(sorted(point for point in points if not _is_covered(point, points)))
+
+
+def _is_covered(point: str, points: set[str]) -> bool:
+    """Whether another mount lies above `point`: then it need not exist in the root itself."""
+    above = (points | set(_MADE_AT_BOOT)) - {point}
+    return any(point.startswith(f"{other}/") for other in above)
+
+
 # What a change needs mounted
 
 
@@ -222,7 +240,7 @@ class Mount(NamedTuple):
     """A subvolume to mount in the root of the change.
 
     `subvol` is its path from the top level. `part` is not '' where it belongs to the generation itself
-    (`@usr`): then its staged twin is what to mount. `flags` are the fstab's nodev, nosuid, noexec.
+    (`@usr`): then its staged twin is what to mount. `flags` are the fstab's nodev, nosuid, noexec; `optional`: nofail.
     """
 
     mountpoint: str
@@ -230,6 +248,7 @@ class Mount(NamedTuple):
     writable: bool
     part: str = ""
     flags: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def mounts_for_change(
@@ -277,7 +296,8 @@ def _mount(entry: Entry, generation_path: str, wish: str) -> Mount | None:
     if subvol == "/" or subvol.split("/")[1] in _OWN_DIRECTORIES or wish == "skip":
         return None
     by_default = _is_below(mountpoint, "/var") and "ro" not in entry.options
-    return Mount(mountpoint, subvol, writable=wish == "rw" or (by_default and wish != "ro"), flags=flags)
+    writable = wish == "rw" or (by_default and wish != "ro")
+    return Mount(mountpoint, subvol, writable, flags=flags, optional="nofail" in entry.options)
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 FSTAB = "etc/fstab"
 _MAX_TEXT = 1 << 20
-_MADE_AT_BOOT = ("/proc", "/sys", "/dev", "/run")  # what lies below is made by whoever mounts these
 # Written by boot-loader tools, and read by a boot loader at most when no static menu is used.
 _LOADER_FILES = (
     "boot/grub/grub.cfg", "boot/grub/custom.cfg", "boot/extlinux.conf", "boot/syslinux/syslinux.cfg",
@@ -110,22 +109,16 @@ def _check_entry(findings: Findings, entry: Entry, facts: ProofInput) -> None:
 
 
 def _check_mount_points(findings: Findings, root: int, entries: tuple[Entry, ...]) -> None:
-    points = {_path(each.mountpoint) for each in entries if each.mountpoint.startswith("/") and each.fstype != "swap"}
+    points = fstab.points_in_root(entries)
     for entry in entries:
         point = _path(entry.mountpoint)
-        if point not in points - {"/"} or _is_covered(point, points):
+        if point not in points or entry.fstype == "swap":
             continue
         findings.inputs.add(point.lstrip("/"))
         if lookup.status(root, point) is None:
             optional = "noauto" in entry.options or "nofail" in entry.options
             say = findings.warn if optional else findings.fail
             say("mount-point", f"{point}, where {FSTAB} mounts {entry.device}, does not exist in the read-only root")
-
-
-def _is_covered(point: str, points: set[str]) -> bool:
-    """Whether another mount lies above `point`: then it need not exist in the root itself."""
-    above = points - {"/", point} | set(_MADE_AT_BOOT) - {point}
-    return any(point.startswith(f"{other}/") for other in above)
 
 
 def _path(text: str) -> str:

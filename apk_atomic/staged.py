@@ -12,6 +12,7 @@ from apk_atomic import chroot, files, fstab, installed, namespace
 from apk_atomic.changed import Part
 from apk_atomic.chroot import Bind, Common, RootPlan
 from apk_atomic.config import Config
+from apk_atomic.errors import CheckFailed
 from apk_atomic.journal import STAGING
 from apk_atomic.namespace import Command
 from apk_atomic.session import Work
@@ -107,7 +108,7 @@ def plan_staged(volume: Volume, config: Config, name: str, text: str) -> RootPla
     return RootPlan(
         device=volume.device,
         subvolume=f"/staging/{name}/@",
-        commons=commons_of(volume, config, text, f"/snapshots/{name}", f"/staging/{name}"),
+        commons=present(volume, commons_of(volume, config, text, f"/snapshots/{name}", f"/staging/{name}")),
         tmp=f"{TOP_LEVEL}/staging/{name}/tmp",
         resolv=host_resolv(),
     )
@@ -115,11 +116,11 @@ def plan_staged(volume: Volume, config: Config, name: str, text: str) -> RootPla
 
 def plan_sealed(volume: Volume, config: Config, name: str, root: int) -> RootPlan:
     """The sealed root of generation NAME, for what only reads it or writes to the shared cache."""
-    text = read_fstab(root) or ""
+    named = commons_of(volume, config, read_fstab(root) or "", f"/snapshots/{name}", f"/snapshots/{name}")
     return RootPlan(
         device=volume.device,
         subvolume=f"/snapshots/{name}/@",
-        commons=commons_of(volume, config, text, f"/snapshots/{name}", f"/snapshots/{name}"),
+        commons=present(volume, tuple(common._replace(optional=True) for common in named)),
         resolv=host_resolv(),
         read_only=True,
     )
@@ -135,9 +136,55 @@ def commons_of(volume: Volume, config: Config, text: str, generation: str, place
         fstab.parse(text), generation, lambda spec: is_volume(volume, spec), dict(config.chroot.commons)
     )
     return tuple(
-        Common(each.mountpoint, f"{place}/{each.part}" if each.part else each.subvol, each.writable, each.flags)
+        Common(
+            each.mountpoint,
+            f"{place}/{each.part}" if each.part else each.subvol,
+            each.writable,
+            each.flags,
+            each.optional,
+        )
         for each in found
     )
+
+
+def make_mount_points(root: int, text: str) -> tuple[str, ...]:
+    """Makes the mount points that an fstab names and a staged root lacks; the absolute paths of those that it made.
+
+    A line that is new in the template is to work from the next boot on, and the root is sealed then. What stands in the
+    way of one is left: whoever mounts or proves says so.
+    """
+    return tuple(point for point in fstab.points_in_root(fstab.parse(text)) if _make_mount_point(root, point))
+
+
+def _make_mount_point(root: int, point: str) -> bool:
+    try:
+        os.close(files.open_in_root(root, point, os.O_PATH))
+    except FileNotFoundError:
+        with suppress(OSError):
+            return files.make_directories(root, point)
+    except OSError:
+        return False
+    return False
+
+
+def present(volume: Volume, commons: tuple[Common, ...]) -> tuple[Common, ...]:
+    """Those commons that are on the volume. Raises CheckFailed for one that is not, and is not marked nofail."""
+    return tuple(common for common in commons if _is_present(volume, common))
+
+
+def _is_present(volume: Volume, common: Common) -> bool:
+    try:
+        os.close(files.open_beneath(volume.top, common.subvolume.lstrip("/"), os.O_PATH | os.O_DIRECTORY))
+    except OSError as error:
+        if common.optional:
+            return False
+        name = common.subvolume.lstrip("/")
+        raise CheckFailed(
+            f"etc/fstab mounts {name} at {common.point}, which the volume does not have ({error.strerror}); "
+            "nothing was changed",
+            hint=f"mount -o subvolid=5 {volume.device} /mnt; then btrfs subvolume create /mnt/{name}, or vi /mnt/fstab",
+        ) from error
+    return True
 
 
 def is_volume(volume: Volume, spec: str) -> bool:

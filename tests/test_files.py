@@ -356,3 +356,20 @@ def test_the_module_imports_next_to_nothing() -> None:
         [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=PROJECT
     )
     assert done.stdout.split() == []
+
+
+# ---- directories -------------------------------------------------------------------------------------------
+
+
+def test_directories_are_made_where_they_are_missing(root: Path, fd: int) -> None:
+    assert files.make_directories(fd, "/a/b/c")
+    assert not files.make_directories(fd, "a/b/c")
+    assert (root / "a/b/c").is_dir()
+
+
+@pytest.mark.parametrize("way", ["link/x", "etc/name/x", "etc/name"])
+def test_directories_are_made_beneath_and_through_no_link(root: Path, fd: int, way: str) -> None:
+    (root / "link").symlink_to("..")
+    with pytest.raises(OSError, match=r"directory|symbolic"):
+        files.make_directories(fd, way)
+    assert sorted(os.listdir(root.parent)) == ["root", "secret"]

@@ -209,3 +209,49 @@ def test_a_package_in_another_subvolume_is_part_of_the_generation(volume: Volume
     said = divided.run(["apk-atomic", "add", "tool"], check=True).stderr
     assert "under a mount point" not in said
     assert (volume.tree().parent / "@opt/tool2").read_bytes() == b"t"
+
+
+# ---- a line that is new in the template ---------------------------------------------------------------------
+
+
+def add_line(volume: Volume, line: str) -> None:
+    with open(volume.top / "fstab", "a") as template:
+        template.write(line.format(fsid=volume.fsid) + "\n")
+
+
+def test_a_new_commons_line_works_from_the_next_boot(volume: Volume) -> None:
+    """The sealed root has no such directory, and nobody could make it there."""
+    add_line(volume, "UUID={fsid} /srv/new/data btrfs rw,subvol=/commons/@data 0 0")
+    add_line(volume, "tmpfs /mnt/scratch tmpfs size=1m 0 0")
+    btrfsctl.create_subvolume(volume.top / "commons/@data")
+    guest = volume.boot()
+    said = guest.run(["apk-atomic", "run", "--", "touch", "/etc/x"], check=True).stderr
+    assert "made /srv/new/data in the new generation" in said and "made /mnt/scratch in the new generation" in said
+    guest.reboot()
+    guest.run(["touch", "/srv/new/data/file"], check=True)
+    assert (volume.top / "commons/@data/file").exists()
+    again = guest.run(["apk-atomic", "run", "--", "touch", "/etc/y"], check=True).stderr
+    assert "in the new generation" not in again
+
+
+def test_a_commons_that_the_volume_does_not_have_is_named(volume: Volume) -> None:
+    add_line(volume, "UUID={fsid} /srv/data btrfs rw,subvol=/commons/@data 0 0")
+    before = volume.generations(), volume.slots()
+    result = volume.boot().run(["apk-atomic", "run", "--", "touch", "/etc/x"])
+    assert result.status == 104 and (volume.generations(), volume.slots()) == before
+    assert "mounts commons/@data at /srv/data, which the volume does not have" in result.stderr
+    assert "nothing was changed" in result.stderr and "btrfs subvolume create /mnt/commons/@data" in result.stderr
+
+
+def test_a_commons_that_may_be_missing_is_left_out(volume: Volume) -> None:
+    add_line(volume, "UUID={fsid} /srv/data btrfs rw,nofail,subvol=/commons/@data 0 0")
+    guest = volume.boot()
+    guest.run(["apk-atomic", "run", "--", "touch", "/etc/x"], check=True)
+    assert guest.run(["apk-atomic", "info", "-v"]).status == 0
+
+
+def test_what_stands_where_a_mount_point_should_be_is_named(volume: Volume) -> None:
+    """A link is never followed, nor is anything of the user's replaced."""
+    add_line(volume, "UUID={fsid} /etc/passwd btrfs rw,subvol=/commons/@home 0 0")
+    result = volume.boot().run(["apk-atomic", "run", "--", "touch", "/etc/x"])
+    assert result.status == 104 and "/etc/passwd" in result.stderr and "nothing was changed" in result.stderr
