@@ -68,6 +68,8 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):
+            os.close(os.open(f"{self._path}.holder", os.O_WRONLY | os.O_TRUNC | _PLAIN))
         os.close(self.fd)
         self._lock.release()
 
@@ -96,7 +98,8 @@ class Lock:
 
     def _write_holder(self) -> None:
         with suppress(OSError):  # it is only a help for people
-            fd = os.open(f"{self._path}.holder", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN, 0o644)
+            fd = os.open(f"{self._path}.holder", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN, 0o600)
+            os.fchmod(fd, 0o600)  # a command line may hold a secret
             with open(fd, "w", errors="surrogateescape") as file:
                 file.write(f"pid {os.getpid()}, {self._command}\n")
 

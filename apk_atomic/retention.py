@@ -21,6 +21,7 @@ MIN_SLOTS = 3
 """New, booted and newest good: with fewer slots one of them has none (garbage spares it all the same)."""
 
 DAY = 86400.0
+LOOKED_AT_DAYS = 7.0
 
 
 class Base(NamedTuple):
@@ -252,13 +253,13 @@ def newest_good(state: State) -> str:
 
 
 def garbage(
-    state: State, keep: Keep, *, mounted: frozenset[str], at_work: frozenset[str], now: float
+    state: State, keep: Keep, *, mounted: frozenset[str], at_work: frozenset[str], now: float, asked: bool = True
 ) -> tuple[Victim, ...]:
     """The generations to collect, oldest first.
 
     `mounted`: IDs that are mounted in any mount namespace; `at_work`: IDs of transactions with a staging;
-    `now` in Unix seconds. As long as slot 0 leads nowhere nothing is garbage: what the user will need is
-    not known then.
+    `now` in Unix seconds. Unless the user has `asked`, what failed within a week is left to be looked at. As long
+    as slot 0 leads nowhere nothing is garbage: what the user will need is not known then.
     """
     if state.find(state.next) is None:
         return ()
@@ -271,7 +272,8 @@ def garbage(
         young = each.id in fresh or now - births[each.id] < keep.days * DAY
         # somebody's script seals before it moves the pointer: until then its generation looks like garbage
         unfinished = (each.foreign or not each.sealed) and now - births[each.id] <= DAY
-        if not (each.id in spared or each.pinned or young or unfinished):
+        kept_failed = each.failed and not asked and now - births[each.id] <= LOOKED_AT_DAYS * DAY
+        if not (each.id in spared or each.pinned or young or unfinished or kept_failed):
             victims.append(_victim(each))
     return tuple(victims)
 

@@ -24,6 +24,7 @@ from apk_atomic.journal import Places
 from apk_atomic.locate import Located
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.model import State
+from apk_atomic.names import is_own_id
 from apk_atomic.pointer import write_pending
 from apk_atomic.retention import Keep, Victim, garbage
 from apk_atomic.signals import Signals
@@ -117,13 +118,18 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
 # ---- garbage ---------------------------------------------------------------------------------------------
 
 
-def plan_garbage(opened: Volume, config: Config, state: State, now: float) -> tuple[Victim, ...]:
-    """What would be collected now; the mount tables are read only when there is something to delete."""
+def plan_garbage(
+    opened: Volume, config: Config, state: State, now: float, *, asked: bool = True
+) -> tuple[Victim, ...]:
+    """What would be collected now; the mount tables are read only when there is something to delete.
+
+    `asked`: by the user, not after a commit.
+    """
     keep = Keep(config.generations.keep, config.generations.keep_days)
     nothing: frozenset[str] = frozenset()
-    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now):
+    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now, asked=asked):
         return ()
-    return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now)
+    return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now, asked=asked)
 
 
 def mounted_generations(opened: Volume) -> frozenset[str]:
@@ -170,22 +176,26 @@ def _collect(work: Work, places: Places, victim: Victim) -> None:
     journal.collect(work.volume, places, victim.id)
 
 
-def collect_links(work: Work, now: float) -> tuple[str, ...]:
-    """Removes links directories that `current` does not name and that are older than a day; their names.
+def stale_links(opened: Volume, now: float) -> tuple[str, ...]:
+    """Names in links/ that `current` does not lead to and that are older than a day.
 
-    Only names as the wiki's scripts and we make them: anything else was put there by somebody who wants it.
+    Only those that the wiki's scripts and we make: anything else was put there by somebody who wants it.
     """
-    current = volume.current_links(work.volume)
-    links = files.open_beneath(work.volume.top, journal.LINKS, os.O_RDONLY | os.O_DIRECTORY)
+    current = volume.current_links(opened)
+    links = files.open_beneath(opened.top, journal.LINKS, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        found = {name: os.stat(name, dir_fd=links, follow_symlinks=False) for name in sorted(os.listdir(links))}
+        names = [name for name in sorted(os.listdir(links)) if is_own_id(name) and name != current]
+        found = {name: os.stat(name, dir_fd=links, follow_symlinks=False) for name in names}
     finally:
         os.close(links)
     old = (name for name, status in found.items() if stat.S_ISDIR(status.st_mode) and now - status.st_mtime > _DAY)
-    gone = tuple(name for name in old if name.isalnum() and name != current)
-    for name in gone:
+    return tuple(old)
+
+
+def collect_links(work: Work, names: tuple[str, ...]) -> None:
+    """Removes links directories that nothing leads to, from `stale_links`."""
+    for name in names:
         journal.remove_directory(work.volume, journal.LINKS, name)
-    return gone
 
 
 # ---- what others may read --------------------------------------------------------------------------------

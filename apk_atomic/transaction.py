@@ -147,6 +147,8 @@ def _staged(work: Work, name: str, base: Base, clock: Clock, ahead: _Ahead) -> I
             base_root = volume.open_root(work.volume, base.id)
             stack.callback(os.close, base_root)
             text = _stage_fstab(work, name, base, root, base_root)
+        for made in staged.make_mount_points(root, text.text):
+            work.console.note(f"made {made} in the new generation: etc/fstab mounts something there")
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
         before, after = Database(base_root), Database(root)
         meanwhile = partial(ahead.prepare, before)
@@ -269,7 +271,7 @@ def _lay_out(work: Work, root: Staged, state: State, base: Base, record: Record)
 def _discard(work: Work, name: str, base: str, request: Request) -> None:
     """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
     work.signals.settle()
-    if request.keep_failed and _keep(work, name):
+    if request.keep_failed and _keep(work, name, base, request):
         return
     try:
         journal.remove(work.volume, name)
@@ -281,7 +283,7 @@ def _discard(work: Work, name: str, base: str, request: Request) -> None:
         work.console.warn(f"after the discard: {failure}")
 
 
-def _keep(work: Work, name: str) -> bool:
+def _keep(work: Work, name: str, base: str, request: Request) -> bool:
     """--atomic-keep-failed: the staged root becomes a failed generation, in no slot, to be looked at."""
     try:
         with suppress(FileExistsError):
@@ -289,6 +291,7 @@ def _keep(work: Work, name: str) -> bool:
         directory = files.open_beneath(work.volume.top, f"{journal.SNAPSHOTS}/{name}", _DIRECTORY)
         try:
             files.write_durable(directory, "failed", b"", 0o644)
+            recording.write_record(work, _record_of_failed(name, base, request))
             if not btrfs.is_subvolume(directory, "@"):
                 journal.seal(work.volume, name)
         finally:
@@ -297,8 +300,20 @@ def _keep(work: Work, name: str) -> bool:
     except (OSError, AtomicError) as failure:
         work.console.warn(f"the failed generation could not be kept: {failure}")
         return False
-    work.console.note(f"the failed generation is kept as {name}; apk-atomic gc removes it")
+    work.console.note(f"the failed generation is kept as {name} for a week; apk-atomic gc removes it sooner")
     return True
+
+
+def _record_of_failed(name: str, base: str, request: Request) -> Record:
+    return Record(
+        id=name,
+        parent=base,
+        created=iso_utc(time.time()),
+        kind=request.kind,
+        argv=redact_argv(request.argv),
+        user=recording.user_name(),
+        message=request.message,
+    )
 
 
 def _afterwards(work: Work, name: str, before: str, state: State, result: _Result) -> Done:
@@ -318,4 +333,4 @@ def _afterwards(work: Work, name: str, before: str, state: State, result: _Resul
 def _collect_garbage(work: Work, before: State, name: str) -> None:
     """What the commit of `name` left without a slot. To read a thousand generations once more would cost 15 ms."""
     state = volume.read_again(work.volume, before, (name,))
-    session.collect(work, session.plan_garbage(work.volume, work.config, state, time.time()))
+    session.collect(work, session.plan_garbage(work.volume, work.config, state, time.time(), asked=False))

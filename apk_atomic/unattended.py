@@ -244,7 +244,7 @@ def _commit(run: Run, plan: Plan) -> Event | None:
 
 def _finish(work: Work) -> None:
     """The upgrade is done: what was put into the cache for it alone goes, and the next run is due in a day."""
-    session.collect_links(work, time.time())
+    session.collect_links(work, session.stale_links(work.volume, time.time()))
     for name in set(planning.cached()).intersection(remembered.memory(work.volume).downloaded):
         os.unlink(f"{planning.CACHE}/{name}")
     remembered.remember(work.volume, Memory(finished=time.time()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume
@@ -187,6 +188,16 @@ def test_failed_and_superseded_ones_get_no_slot_while_others_are_there() -> None
 def test_a_lost_menu_is_filled_with_whatever_there_is() -> None:
     state = State(generations("a", "b", "bad-", "open?"), ("", ""), None)
     assert slots_after_commit(state, "n", "a", 4) == ("n", "b", "a", "a")
+
+
+def test_what_failed_is_left_for_a_week_unless_somebody_asks() -> None:
+    state = State(generations("bad-", "a"), ("a", "a"), "a")
+    now = state.generations[0].created + 3 * DAY
+    how: dict[str, Any] = {"mounted": NOTHING, "at_work": NOTHING, "now": now}
+    assert [each.id for each in garbage(state, Keep(), **how)] == ["bad"]
+    assert garbage(state, Keep(), **how, asked=False) == ()
+    how["now"] += 5 * DAY
+    assert [each.id for each in garbage(state, Keep(), **how, asked=False)] == ["bad"]
 
 
 def test_what_failed_is_no_way_back() -> None:

@@ -166,20 +166,25 @@ def test_an_interrupted_collection_is_finished_by_recovery(place: Place, capfd: 
     assert "recovered: transaction one had not finished" in capfd.readouterr().err
 
 
+YOUNG = "20240302030405abcdefgh"
+
+
 def test_links_directories(place: Place) -> None:
     links = place.top / "links"
     long_ago = time.time() - 3 * DAY
-    for name in ("20240102030405abcdefgh", "wikiold", "with-dash", "young", "file", "link"):
+    for name in ("20240102030405abcdefgh", "backup", YOUNG, "file", "link"):
         (links / name).mkdir() if name not in ("file", "link") else None
     (links / "file").write_text("somebody's")
     (links / "link").symlink_to("first")
-    (links / "wikiold/0").symlink_to("../../snapshots/one")
+    (links / "20240102030405abcdefgh/0").symlink_to("../../snapshots/one")
     for name in os.listdir(links):
-        if name != "young":
+        if name != YOUNG:
             os.utime(links / name, (long_ago, long_ago), follow_symlinks=False)
     with engine.working(place.volume) as work:
-        assert session.collect_links(work, time.time()) == ("20240102030405abcdefgh", "wikiold")
-    assert place.names("links") == ["file", "first", "link", "with-dash", "young"]
+        stale = session.stale_links(work.volume, time.time())
+        assert stale == ("20240102030405abcdefgh",)
+        session.collect_links(work, stale)
+    assert place.names("links") == [YOUNG, "backup", "file", "first", "link"]
 
 
 # ---- recovery and pending ----------------------------------------------------------------------------------

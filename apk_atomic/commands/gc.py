@@ -16,19 +16,24 @@ def run(context: Context, *, dry_run: bool, as_json: bool, wait: float = 0) -> i
         with context.opened() as opened:
             state = volume.read_state(opened)
             victims = session.plan_garbage(opened, read_config(opened), state, now)
+            links = session.stale_links(opened, now)
     else:
         with context.locked(wait=wait) as work:
             state = volume.read_state(work.volume)
             victims = session.plan_garbage(work.volume, work.config, state, now)
+            links = session.stale_links(work.volume, now)
             session.collect(work, victims)
-            session.collect_links(work, now)
+            session.collect_links(work, links)
             session.announce(work)
     if as_json:
         rows = [{"id": victim.id, "reason": victim.reason} for victim in victims]
-        context.console.answer(json.dumps({"version": 1, "dry_run": dry_run, "collected": rows}))
+        document = {"version": 1, "dry_run": dry_run, "collected": rows, "links": links}
+        context.console.answer(json.dumps(document))
         return 0
     for victim in victims:
         context.console.answer(f"{victim.id}  {victim.reason}")
+    for name in links:
+        context.console.answer(f"links/{name}  nothing leads to it")
     kept = len(state.generations) - len(victims)
     verb = "would be collected" if dry_run else "collected"
     context.console.note(f"{len(victims)} {verb}, {kept} kept")

@@ -137,11 +137,15 @@ def test_failed_generation_is_kept_to_look_at(trial: Trial) -> None:
     assert trial.volume.slots() == [FIRST] * 4
     shown = json.loads(trial.run("apk-atomic", "status", "--all", "--json").stdout)["generations"]
     assert [each["marks"] for each in shown if each["id"] == kept] == [["failed"]]
+    record = json.loads((tree.parent / "generation.json").read_text())
+    assert (record["id"], record["parent"], record["argv"][-1]) == (kept, FIRST, "bad")
+    trial.accept()
+    trial.works()
+    assert kept in trial.volume.generations(), "the commit of another has collected it"
     trial.accept()
     assert trial.run("apk-atomic", "gc").status == 0
-    assert trial.volume.generations() == [FIRST]
+    assert kept not in trial.volume.generations()
     assert oracle.subvolumes(trial.volume.top) == {path for path in trial.view.subvolumes if kept not in path}
-    trial.works()
 
 
 # ---- commons ---------------------------------------------------------------------------------------------
