@@ -20,7 +20,7 @@ PURE = adoption atomic_options autoplan cmdline config console documents elf fst
 
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
 
-.PHONY: all man install install-drop-in demo test test-boot check lint bench setup clean
+.PHONY: all man install install-completions install-drop-in demo test test-boot check lint bench setup clean
 
 all:
 	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
@@ -32,7 +32,7 @@ $(MAN): %: %.scd
 	scdoc < $< > $@.$$$$ && mv $@.$$$$ $@
 
 # the manual pages where scdoc is there to make them, or made them before
-install:
+install: install-completions
 	! command -v scdoc >/dev/null || $(MAKE) --no-print-directory man
 	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
 	install -m 644 apk_atomic/*.py apk_atomic/py.typed "$(DESTDIR)$(SITE)/apk_atomic/"
@@ -44,6 +44,14 @@ install:
 	install -D -m 755 hooks/apk-atomic-adopt.initd "$(DESTDIR)/etc/init.d/apk-atomic-adopt"
 	for page in $(MAN); do [ ! -e "$$page" ] || \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page#doc/}"; done
+
+# made from the tables by which apk-atomic reads its lines
+install-completions:
+	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" \
+		"$(DESTDIR)$(PREFIX)/share/zsh/site-functions" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d"
+	for file in bash:bash-completion/completions/apk-atomic zsh:zsh/site-functions/_apk-atomic \
+		fish:fish/vendor_completions.d/apk-atomic.fish; do \
+		$(PYTHON) -B -m tools.completions "$${file%%:*}" > "$(DESTDIR)$(PREFIX)/share/$${file#*:}" || exit; done
 
 # makes `apk` mean apk-atomic, where PATH permits; apk itself stays what and where it is
 install-drop-in:

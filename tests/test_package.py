@@ -16,6 +16,10 @@ from apk_atomic import VERSION
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "apk_atomic").rglob("*.py"))
 DOCUMENTS = ("README.md", "NEWS.md", "HACKING.md")
+COMPLETIONS = (
+    "usr/share/bash-completion/completions/apk-atomic", "usr/share/zsh/site-functions/_apk-atomic",
+    "usr/share/fish/vendor_completions.d/apk-atomic.fish",
+)  # fmt: skip
 PAGES = sorted(path.stem for path in (ROOT / "doc").glob("*.scd"))
 BUILDER = (shutil.which("unshare") or "unshare", "--user", "--map-user=1000", "--map-group=1000", "--net")
 
@@ -55,6 +59,7 @@ def test_files_and_modes(package: Path) -> None:
         "etc/apk-atomic/apk-atomic.toml": 0o644,
         "etc/init.d/apk-atomic-adopt": 0o755,
         f"{site}/apk_atomic/py.typed": 0o644,
+        **dict.fromkeys(COMPLETIONS, 0o644),
         **{f"usr/share/doc/apk-atomic/{name}": 0o644 for name in DOCUMENTS},
         **{f"usr/share/man/man{name[-1]}/{name}": 0o644 for name in PAGES},
         **{f"{site}/{module}": 0o644 for module in MODULES},

@@ -14,6 +14,7 @@ SCRIPT = ROOT / "tests/support/setup.sh"
 PROGRAMS = (
     "sh", "id", "cmp", "cp", "grep", "ldd", "bash", "mkfs.btrfs", "btrfs", "losetup", "strace", "shellcheck", "busybox",
     "openssl", "nsenter", "sfdisk", "wipefs", "mkswap", "mkfs.vfat", "mcopy", "scdoc", "mandoc",
+    "zsh", "fish",
 )  # fmt: skip
 ORDINARY_USER = (shutil.which("unshare") or "unshare", "--user", "--map-user=1000", "--map-group=1000", "--net")
 

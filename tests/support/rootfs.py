@@ -59,7 +59,7 @@ def base_inputs() -> Iterator[str]:
 
 def project_inputs() -> Iterator[str]:
     """What is installed of the project."""
-    sources = sorted((PROJECT / "apk_atomic").rglob("*.py"))
+    sources = sorted([*(PROJECT / "apk_atomic").rglob("*.py"), *(PROJECT / "tools").glob("completions.*")])
     hooks = sorted((PROJECT / "hooks").iterdir())
     for path in (*sources, *hooks, PROJECT / "Makefile", PROJECT / "config/apk-atomic.toml"):
         yield str(path.relative_to(PROJECT))
