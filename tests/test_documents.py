@@ -203,6 +203,7 @@ def test_every_hook_is_documented() -> None:
     assert set(re.findall(r"^_([a-z-]+\.d)_$", text, re.MULTILINE)) == hook_directories() != set()
     passed = text.partition("The environment is")[2].partition("as the caller")[0]
     assert set(re.findall(r"\*([A-Za-z_]+)\*", passed)) == set(process._PASSED)
+    assert f"more than {process.TIMEOUT:g} seconds" in text
 
 
 # ---- documents for programs --------------------------------------------------------------------------------
