@@ -5,6 +5,7 @@ What they name is compared with the code in test_documents.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -24,9 +25,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "doc").glob("*.scd"))
 # scdoc's own ways: it puts paragraphs before headings, and keeps the case of a page's name.
 OF_SCDOC = ("STYLE:", "skipping paragraph macro")
+SETTINGS = "apk-atomic.toml.5.scd"
 HOOK = "etc/apk-atomic/hooks.d/pre-commit.d/10-quota"
 TOOLS = ("btrfs", "flock", "sync")  # what the tool of the page needs beside busybox
-SECTIONS = {"8": "System Manager's Manual", "5": "File Formats Manual", "7": "Miscellaneous Information Manual"}
+TITLES = {"8": "System Manager's Manual", "5": "File Formats Manual", "7": "Miscellaneous Information Manual"}
 
 
 def built(page: Path) -> str:
@@ -54,7 +56,7 @@ def test_heads(page: Path) -> None:
     """Name, section and title are those of the file's name; the sections begin as in every manual."""
     lines = page.read_text().splitlines()
     name, section = page.stem.rsplit(".", 1)
-    assert lines[0] == f'{name}({section}) "apk-atomic" "{SECTIONS[section]}"'
+    assert lines[0] == f'{name}({section}) "apk-atomic" "{TITLES[section]}"'
     headings = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
     assert headings[0] == "NAME" and headings[-1] == "SEE ALSO"
     assert lines[lines.index("# NAME") + 2].startswith(f"{name} - ")
@@ -63,6 +65,13 @@ def test_heads(page: Path) -> None:
 def literal_blocks(page: str) -> list[str]:
     text = (ROOT / "doc" / page).read_text()
     return re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def example(page: str, introduction: str) -> str:
+    """The block below the line that has these words."""
+    _, found, rest = (ROOT / "doc" / page).read_text().partition(introduction)
+    assert found, introduction
+    return rest.partition("```\n")[2].partition("```\n")[0]
 
 
 # ---- the examples of the other pages ------------------------------------------------------------------------
@@ -103,11 +112,22 @@ def test_examples_of_the_command() -> None:
         assert other.slots()[0] == FIRST
 
 
-def test_examples_of_the_configuration() -> None:
-    settings, hook = (block for block in literal_blocks("apk-atomic.toml.5.scd") if not block.startswith("# "))
-    found = config.load(settings.encode(), "F")
-    assert (found.generations.slots, found.generations.keep_days) == (6, 28)
-    assert found.chroot.commons == (("/srv", "rw"),)
+def test_examples_of_settings() -> None:
+    found = [config.load(block.encode(), "F") for block in literal_blocks(SETTINGS) if block.startswith("[")]
+    assert found and all(each != config.Config() for each in found)
+
+
+def test_example_of_a_notifier(tmp_path: Path) -> None:
+    (tmp_path / "sendmail").write_text(f'#!/bin/sh\n{{ echo "to $1"; cat; }} >{tmp_path}/mail\n')
+    (tmp_path / "sendmail").chmod(0o755)
+    script = example(SETTINGS, "_notify.d/mail_")
+    subprocess.run(["sh", "-c", script, "mail", "a line"], check=True, input=b'{"version": 1}',
+                   env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})  # fmt: skip
+    assert (tmp_path / "mail").read_text() == 'to root\nSubject: a line\n\n{"version": 1}\n'
+
+
+def test_example_of_a_hook() -> None:
+    hook = example(SETTINGS, f"_{HOOK.removeprefix('etc/apk-atomic/hooks.d/')}_")
 
     def prepare(tree: Path) -> None:
         place = tree / HOOK
