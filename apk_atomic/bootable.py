@@ -27,7 +27,7 @@ from apk_atomic.faults import point
 from apk_atomic.initramfs import Image as ReadImage
 from apk_atomic.model import Image, Record
 from apk_atomic.model import Proof as RecordedProof
-from apk_atomic.namespace import Command
+from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.proof import Finding, Proof, ProofInput
 from apk_atomic.rebuild import Plan, Rebuild
 from apk_atomic.staged import Staged
@@ -117,7 +117,10 @@ def _make_image(root: Staged, plan: Plan, wanted: Rebuild) -> None:
     if plan.generator is None:
         raise BuildFailed(f"no generator can make {wanted.output}; nothing was changed", hint="apk-atomic add mkinitfs")
     argv = tuple(rebuild.build_command(root.root, plan.generator, wanted.release, wanted.output))
-    status = root.run(Command(argv[0], argv, chroot.environment(os.environ), silent=True))
+    try:
+        status = root.run(Command(argv[0], argv, chroot.environment(os.environ), silent=True))
+    except NotExecuted as error:
+        raise BuildFailed(error.message, hint="the new generation lacks something that its generator needs") from error
     root.work.signals.check()
     if status:
         raise BuildFailed(

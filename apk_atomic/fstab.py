@@ -210,8 +210,8 @@ def _conflict(rendered: str, carried: str, base_path: str) -> Refused:
     difference = "\n".join("".join(char if char.isprintable() else " " for char in line) for line in lines)
     return Refused(
         f"the fstab template and the base's etc/fstab were both edited; nothing was changed\n{difference}",
-        hint=f"put the base's etc/fstab in place of the template, with {PLACEHOLDER} for {base_path}, "
-        "and run this again; after that, edit only the template",
+        hint="mount the top level (subvolid=5) at /mnt; put /etc/fstab of the base in place of /mnt/fstab, "
+        f"with {PLACEHOLDER} for {base_path}, and run this again; after that, edit only the template",
     )
 
 

@@ -232,8 +232,13 @@ def read_fstab(root: int) -> str | None:
 
 
 def read_template(volume: Volume) -> str | None:
-    """The fstab template at the top level; None where there is none."""
+    """The fstab template at the top level; None where there is none. Raises CheckFailed where it cannot be read."""
     try:
         return fstab.decode(files.read_file(volume.top, "fstab", _LIMIT))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CheckFailed(
+            f"the fstab template at the top level of the volume cannot be read: {error.strerror}; nothing was changed",
+            hint=f"mount -o subvolid=5 {volume.device} /mnt; then put a plain file at /mnt/fstab",
+        ) from error

@@ -348,6 +348,12 @@ def zstd_package() -> Package:
 
 
 ZSTD_GENERATOR = GENERATOR.read_text().replace("gzip -1 <", "zstd -1 -q -c <")
+def test_generator_that_cannot_run(machine: Machine) -> None:
+    """The program is there, but not the interpreter of its script: no fault of the proof's."""
+    said = machine.refused("run", "--", "sh", "-c", "sed -i '1s|.*|#!/nowhere|' /sbin/mkinitfs", status=105)
+    assert "cannot execute /sbin/mkinitfs" in said
+
+
 needs_zstd = pytest.mark.skipif(ZSTD is None or not MINE_ZSTD, reason="needs zstd, and a Python without it")
 
 

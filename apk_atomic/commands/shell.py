@@ -18,6 +18,7 @@ from apk_atomic.transaction import Request
 
 UNCHANGED = 77
 _SHELL = ("/bin/sh", "-l")
+_SHELL_ENDS = "a shell in the new generation: exit 0 makes it the next one, any other status discards it"
 _SHELL_LINE = "for a line of shell: apk-atomic run -- sh -c 'LINE'"
 
 
@@ -27,7 +28,6 @@ def shell(context: Context, words: Sequence[str], options: AtomicOptions) -> int
         hint = "apk-atomic run -- COMMAND…"
         raise UsageError(f"shell takes no operands, not {words[0]!r}; nothing was changed", hint=hint)
     await_foreground()
-    context.console.note("a shell in the new generation: exit 0 makes it the next one, any other status discards it")
     return _perform(context, Kind.SHELL, _SHELL, options, interactive=True)
 
 
@@ -51,6 +51,8 @@ def _perform(
     )
 
     def change(root: Staged) -> None:
+        if interactive:
+            context.console.note(_SHELL_ENDS)
         try:
             status = root.run(command)
         except NotExecuted as error:
