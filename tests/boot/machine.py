@@ -1,7 +1,7 @@
 """A machine that boots a disk image through UEFI, driven by its serial line: QEMU without any help of the host's CPU.
 
     machine = Machine(disk, place)
-    with machine.booted() as system:          # or booted(Entry("Fallback 1", 1)): chosen from rEFInd's menu
+    with machine.booted() as system:          # or booted(Entry("Fallback 1", 1)): chosen from the menu
         system.run("apk-atomic add hello", check=True)
     with machine.booted() as system: ...
 
@@ -22,8 +22,8 @@ import pexpect
 
 TIMEOUT = 180.0
 FIRMWARE = Path("/usr/share/OVMF")
-# How the last lines of rEFInd's text screens end, and what its keys send over a serial line.
-MENU_IS_DRAWN, SUBMENU_IS_DRAWN = "for more options", "return to main menu"
+# How the last lines of rEFInd's text screens and of GRUB's end, and what keys send over a serial line.
+MENU_IS_DRAWN, SUBMENU_IS_DRAWN, GRUB_IS_DRAWN = "for more options", "return to main menu", "executed automatically in"
 SUBMENU, DOWN, ENTER = "\t", "\x1b[B", "\r"
 
 
@@ -37,6 +37,26 @@ class Entry:
 
     title: str
     place: int
+
+    def choose(self, line: pexpect.spawn) -> None:
+        line.expect_exact(MENU_IS_DRAWN)
+        line.send(SUBMENU)
+        line.expect_exact(self.title)
+        line.expect_exact(SUBMENU_IS_DRAWN)
+        line.send(DOWN * self.place + ENTER)
+
+
+@dataclass(frozen=True, slots=True)
+class GrubEntry:
+    """An entry of GRUB's menu: its title, and how many stand above it."""
+
+    title: str
+    place: int
+
+    def choose(self, line: pexpect.spawn) -> None:
+        line.expect_exact(self.title)
+        line.expect_exact(GRUB_IS_DRAWN)
+        line.send(DOWN * self.place + ENTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +119,8 @@ class Machine:
         shutil.copyfile(FIRMWARE / "OVMF_VARS_4M.fd", self._variables)
 
     @contextlib.contextmanager
-    def booted(self, choice: Entry | None = None) -> Iterator[System]:
-        """Switch on, choose from rEFInd's submenu, or touch nothing, and wait for the console. NoBoot if that fails."""
+    def booted(self, choice: Entry | GrubEntry | None = None) -> Iterator[System]:
+        """Switch on, choose from the boot menu, or touch nothing, and wait for the console. NoBoot if that fails."""
         with open(self._log, "ab") as log:
             line = pexpect.spawn("qemu-system-x86_64", self._arguments(), timeout=TIMEOUT, logfile=log, echo=False)
             line.delaybeforesend = None
@@ -123,14 +143,10 @@ class Machine:
         ]  # fmt: skip
 
 
-def _start(line: pexpect.spawn, choice: Entry | None) -> System:
+def _start(line: pexpect.spawn, choice: Entry | GrubEntry | None) -> System:
     try:
         if choice is not None:
-            line.expect_exact(MENU_IS_DRAWN)
-            line.send(SUBMENU)
-            line.expect_exact(choice.title)
-            line.expect_exact(SUBMENU_IS_DRAWN)
-            line.send(DOWN * choice.place + ENTER)
+            choice.choose(line)
         return System(line)
     except (pexpect.EOF, pexpect.TIMEOUT) as error:
         raise NoBoot((line.before or b"").decode(errors="replace")[-4000:]) from error

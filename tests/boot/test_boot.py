@@ -15,14 +15,15 @@ import pytest
 
 from tests.boot.disk import installed_disk, loader_config, wiki_disk
 from tests.boot.kernels import Kernel, debian_kernels
-from tests.boot.machine import Entry, Machine, System
+from tests.boot.machine import Entry, GrubEntry, Machine, System
 from tests.boot.mirror import FETCH, make_mirror
 from tests.support.imagecache import scratch_directory
 from tests.support.packages import File, Package
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
-FIRST_FALLBACK = Entry("slot 1 (fallback)", 2)  # of the menu of boot-config, below `default options` and slot 0
+# Of the menu of boot-config; rEFInd puts `default options` above slot 0.
+FIRST_FALLBACK, FIRST_FALLBACK_OF_GRUB = Entry("slot 1 (fallback)", 2), GrubEntry("slot 1 (fallback)", 1)
 # In the root of a change /dev is the machine's: a package's script can write to the serial line.
 HANGS = "#!/bin/sh\necho @@installing >/dev/ttyS0\nexec sleep 1000\n"
 IN_TOP = """\
@@ -183,3 +184,32 @@ def test_wiki(disk: Path, tmp_path: Path, mirror: Path, kernels: tuple[Kernel, K
         assert top(system, f"md5sum fstab; cd snapshots/{born}/@ && {DIGEST}") == foreign
         assert top(system, "ls").split() == ["commons", "current", "fstab", "links", "next", "snapshots", "staging"]
     assert loader_config(disk) == menu
+
+
+def test_grub(disk: Path, tmp_path: Path, mirror: Path, kernels: tuple[Kernel, Kernel]) -> None:
+    """The second loader, with its menu as `init` writes it: a new kernel, the old one as a fallback, a rollback."""
+    old, new = (kernel.release for kernel in kernels)
+    installed_disk(disk, "--loader", "grub")
+    machine = Machine(disk, tmp_path, mirror)
+
+    with machine.booted() as system:
+        assert (system.release, " ro," in system.mount) == (old, True)
+        system.run(f"{FETCH} && apk-atomic run -- sh -c 'echo /var/cache/repo >/etc/apk/repositories'", check=True)
+        system.run("apk-atomic upgrade", check=True)
+        before = status(system)
+        system.power_off()
+
+    with machine.booted() as system:
+        assert (system.generation, system.release) == (before.slots[0], new)
+        second = status(system).slots[1]
+        system.power_off()
+
+    with machine.booted(FIRST_FALLBACK_OF_GRUB) as system:
+        assert (system.generation, system.release) == (second, old)
+        assert status(system).fallback_booted
+        system.run("apk-atomic rollback", check=True)
+        system.power_off()
+
+    with machine.booted() as system:
+        assert (system.generation, system.release) == (second, old)
+        assert status(system) == Status(second, False, False, [second, *before.slots[:1], second, second][:4])

@@ -24,18 +24,26 @@ have() {
 # What is not there, in one line; nothing when all is.
 missing() {
 	for tool in mkfs.btrfs btrfs losetup strace shellcheck busybox openssl nsenter \
-		sfdisk wipefs mkswap mkfs.vfat mcopy scdoc mandoc bash zsh fish "$python"; do
+		sfdisk wipefs mkswap mkfs.vfat mcopy scdoc mandoc grub-mkimage bash zsh fish "$python"; do
 		have "$tool" || printf '%s ' "$tool"
 	done
 	if have "$python" && ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
 		printf 'venv '
 	fi
 	busybox_is_static || printf 'static-busybox '
+	has_grub_for_efi || printf 'grub-efi '
 }
 
 # The small roots of the tests hold one program that needs no library.
 busybox_is_static() {
 	[ -x /bin/busybox.static ] || { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
+}
+
+has_grub_for_efi() {
+	for modules in /usr/lib/grub/*-efi; do
+		[ ! -d "$modules" ] || return 0
+	done
+	return 1
 }
 
 # On Debian busybox-static takes the place of busybox: the same program, without libraries.
@@ -44,11 +52,12 @@ install_packages() {
 		say "installing with apt-get, for want of $*"
 		apt-get update -qq </dev/null
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq btrfs-progs util-linux strace shellcheck \
-			busybox-static openssl python3 python3-venv fuse3 fdisk dosfstools mtools scdoc mandoc zsh fish </dev/null >/dev/null
+			busybox-static openssl python3 python3-venv fuse3 fdisk dosfstools mtools scdoc mandoc zsh fish \
+			grub-common "grub-efi-$(dpkg --print-architecture)-bin" </dev/null >/dev/null
 	elif have apk; then
 		say "installing with apk, for want of $*"
 		apk add -q btrfs-progs util-linux util-linux-misc losetup sfdisk wipefs blkid flock strace shellcheck busybox-static \
-			openssl python3 py3-pip dosfstools mtools scdoc mandoc bash zsh fish
+			openssl python3 py3-pip dosfstools mtools scdoc mandoc bash zsh fish grub grub-efi
 	else
 		fail "$* is not here, and neither apt-get nor apk is, to install it"
 	fi
