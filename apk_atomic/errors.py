@@ -1,6 +1,7 @@
 """What can go wrong, and the exit status that says so (design, section 8).
 
     AtomicError                 100…107 or another status; message, and a hint: what to type next
+    ├── CannotRun        100    a program of the system is not there, or did not end
     ├── UsageError       100    the command line or the configuration is wrong
     ├── NotSuchRoot      101    this system, or this volume, does not have our layout
     ├── Locked           102    another transaction holds the volume
@@ -29,6 +30,10 @@ class AtomicError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class CannotRun(AtomicError):
+    exit_code = 100
 
 
 class UsageError(AtomicError):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from apk_atomic import files, fstab, mounts, process
-from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, UsageError
+from apk_atomic.errors import AtomicError, CannotRun, CheckFailed, NoSpace, UsageError
 from apk_atomic.lock import RUN, make_run_directory
 from apk_atomic.signals import Signals
 
@@ -84,7 +84,7 @@ def device_of(spec: str, signals: Signals) -> str:
     """The device of an fstab line's first field; "" where it is not here. findfs is util-linux's or busybox's."""
     if spec.startswith("/"):
         return spec if os.path.exists(spec) else ""
-    with suppress(AtomicError):
+    with suppress(CannotRun):
         done = process.run(["findfs", spec], signals)
         return done.output.strip() if not done.status else ""
     return ""
@@ -215,7 +215,7 @@ class _ByTools:
     def _run(self, *argv: str) -> int:
         try:
             done = process.run(argv, self._signals, {"MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": os.devnull})
-        except AtomicError as error:
+        except CannotRun as error:
             text = f"this kernel cannot mount a FAT file system, and without it: {error.message}"
             raise CheckFailed(text, hint="modprobe vfat, or apk add mtools") from error
         self._said = done.output.strip()

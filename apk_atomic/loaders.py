@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from apk_atomic import process
 from apk_atomic.bootmenu import Loader
-from apk_atomic.errors import AtomicError, UsageError
+from apk_atomic.errors import CannotRun, UsageError
 from apk_atomic.signals import Signals
 
 DIRECTORY = "EFI/apk-atomic"
@@ -129,7 +129,7 @@ def _make_grub(signals: Signals) -> LoaderFiles:
         ]  # fmt: skip
         try:
             done = process.run(argv, signals)
-        except AtomicError as error:
+        except CannotRun as error:
             raise UsageError(error.message, hint="apk add grub grub-efi") from error
         content = _read_file(f"{place}/{program}")
     if done.status or not content:

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from apk_atomic import process
-from apk_atomic.errors import AtomicError
+from apk_atomic.errors import CannotRun
 from apk_atomic.signals import Signals
 
 EFIVARS = "/sys/firmware/efi/efivars"
@@ -44,7 +44,7 @@ def partition(device: str, signals: Signals, sysfs: str = _BLOCK) -> Partition |
 def _guid(disk: str, number: int, signals: Signals) -> str:
     try:
         done = process.run(["sfdisk", "--part-uuid", disk, str(number)], signals)
-    except AtomicError:
+    except CannotRun:
         return ""
     text = done.output.strip().lower()
     return text if not done.status and len(text) == 36 and text.count("-") == 4 else ""
@@ -75,7 +75,7 @@ def register(
         if done.status:
             return f"efibootmgr failed: {done.output.strip()}"
         return "" if first else _stand_last(place, loader, signals)
-    except AtomicError as error:
+    except CannotRun as error:
         return error.message
 
 
@@ -84,7 +84,7 @@ def entry(device: str, program: str, signals: Signals, efivars: str = EFIVARS, s
     place = partition(device, signals, sysfs) if device and os.path.isdir(efivars) else None
     try:
         return number_in(_listing(signals), place, _on_esp(program)) if place else ""
-    except AtomicError:
+    except CannotRun:
         return ""
 
 

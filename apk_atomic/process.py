@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from apk_atomic.errors import AtomicError, Interrupted, Refused
+from apk_atomic.errors import CannotRun, Interrupted, Refused
 from apk_atomic.signals import Signals, die_with_parent
 
 if TYPE_CHECKING:
@@ -44,9 +44,13 @@ def run(
 ) -> Finished:  # fmt: skip
     """Runs `argv` to its end; stdin is /dev/null, or `feed`. A status is an answer, not an error.
 
+<<<<<<< HEAD
     `apart`: in a session of its own, without a terminal; killed, it takes what it started with it.
 
     Raises AtomicError when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
+=======
+    Raises CannotRun when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
+>>>>>>> 378887f (process: a tool that is not there is no interruption)
     signal arrives meanwhile; it is killed in both cases.
     """
     import sh
@@ -63,15 +67,15 @@ def run(
             _wait(done, signals, timeout, done.kill_group if apart else done.kill)
             done.wait()
     except sh.CommandNotFound as error:
-        raise AtomicError(f"cannot run {argv[0]}: not found or not executable") from error
+        raise CannotRun(f"cannot run {argv[0]}: not found or not executable") from error
     except TimeoutError as error:
-        raise AtomicError(f"{argv[0]} did not end within {timeout:g} s and was killed") from error
+        raise CannotRun(f"{argv[0]} did not end within {timeout:g} s and was killed") from error
     except sh.SignalException as error:
         return Finished(128 - error.exit_code, os.fsdecode(error.stdout))
     except sh.ForkException as error:  # it holds the traceback of the child that could not execute it
-        raise AtomicError(f"cannot run {argv[0]}: {str(error).strip().splitlines()[-1].strip()}") from error
+        raise CannotRun(f"cannot run {argv[0]}: {str(error).strip().splitlines()[-1].strip()}") from error
     except OSError as error:
-        raise AtomicError(f"cannot run {argv[0]}: {error.strerror}") from error
+        raise CannotRun(f"cannot run {argv[0]}: {error.strerror}") from error
     return Finished(done.exit_code, os.fsdecode(done.stdout))
 
 
@@ -135,9 +139,7 @@ def run_hooks(directory: str, extra: Mapping[str, str], signals: Signals) -> Non
         hint = f"nothing was changed; look into {path}"
         try:
             finished = run([path], signals, extra)
-        except Interrupted:
-            raise
-        except AtomicError as error:
+        except CannotRun as error:
             raise Refused(error.message, hint=hint) from error
         signals.check()
         if finished.status:

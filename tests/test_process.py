@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from apk_atomic import process
-from apk_atomic.errors import AtomicError, Interrupted, Refused
+from apk_atomic.errors import CannotRun, Interrupted, Refused
 from apk_atomic.process import Finished
 from apk_atomic.signals import Signals
 from tests.support import engine
@@ -125,12 +125,12 @@ def unusable(path: Path, kind: str) -> None:
 def test_what_cannot_be_run(signals: Signals, tmp_path: Path, kind: str, message: str) -> None:
     path = tmp_path / "tool"
     unusable(path, kind)
-    with pytest.raises(AtomicError, match=f"^cannot run {path}: .*{message}"):
+    with pytest.raises(CannotRun, match=f"^cannot run {path}: .*{message}"):
         process.run([str(path)], signals)
 
 
 def test_time_is_limited(signals: Signals, tmp_path: Path) -> None:
-    with pytest.raises(AtomicError, match=r"did not end within 0\.1 s and was killed"):
+    with pytest.raises(CannotRun, match=r"did not end within 0\.1 s and was killed"):
         shell(f"echo $$ > {tmp_path}/pid; exec sleep 1000", signals, timeout=0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
