@@ -23,6 +23,8 @@ _TEXT_SHOWN = 60
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGEST = 1 << 62
 _GENERATORS = ("auto", "mkinitfs", "dracut", "booster")
+# What a generation is made of, or the kernel: it cannot be shared by all generations.
+_OF_A_ROOT = frozenset(("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr"))
 _PACKAGE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-._")
 
 
@@ -215,10 +217,17 @@ def _subvolumes(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise _Wrong(f"must be an array of names such as \"@var@log\", not {_kind(value)}")
     for name in value:
-        parts = name.split("@") if isinstance(name, str) else []
-        if len(parts) < 2 or parts[0] or not all(map(_is_component, parts[1:])):
+        if not isinstance(name, str) or not is_common(name):
             raise _Wrong(f"{_seen(name)} is not a name such as \"@var@log\"")
     return tuple(dict.fromkeys(value))
+
+
+def is_common(name: str) -> bool:
+    """Whether a subvolume of this name can be shared by all generations: @var@log, but not @etc."""
+    first, *parts = name.split("@")
+    return not first and bool(parts) and all(map(_is_component, parts)) and not (
+        len(parts) == 1 and parts[0] in _OF_A_ROOT
+    )
 
 
 def _is_component(text: str) -> bool:

@@ -61,10 +61,16 @@ def template(fsid: str, commons: Sequence[str], esp: str, swap: str) -> str:
     """The fstab template; `esp` and `swap` are UUIDs, "" for none. The ESP is mounted by hand only: nothing that
     runs daily needs it, and a FAT that is not mounted cannot be damaged."""
     lines = [f"UUID={fsid} / btrfs ro,noatime,subvol={fstab.PLACEHOLDER}/@ 0 0"]
-    lines += [f"UUID={fsid} {mountpoint(name)} btrfs rw,noatime,subvol=/{COMMONS}/{name} 0 0" for name in commons]
+    shared = _ordered(commons)
+    lines += [f"UUID={fsid} {mountpoint(name)} btrfs rw,noatime,subvol=/{COMMONS}/{name} 0 0" for name in shared]
     lines += [f"UUID={esp} {ESP_POINT} vfat noauto,noatime,umask=0077 0 0"] if esp else []
     lines += [f"UUID={swap} none swap sw 0 0"] if swap else []
     return "\n".join((*lines, "tmpfs /tmp tmpfs mode=1777,nosuid,nodev 0 0", ""))
+
+
+def _ordered(commons: Sequence[str]) -> list[str]:
+    """Those in which others are mounted come before these: @var before @var@log."""
+    return sorted(commons, key=lambda name: name.count("@"))
 
 
 def make(device: str, commons: Sequence[str], text: str) -> None:
@@ -84,8 +90,11 @@ def make(device: str, commons: Sequence[str], text: str) -> None:
                            (STAGING, 0o700)):  # fmt: skip
             os.mkdir(name, mode, dir_fd=top)
         place = files.open_beneath(top, COMMONS, os.O_RDONLY | os.O_DIRECTORY)
-        for name in commons:
+        for name in _ordered(commons):
             btrfs.create_subvolume(place, name)
+            above = max((each for each in commons if name.startswith(f"{each}@")), key=len, default="")
+            if above:
+                os.makedirs(f"{TOP_LEVEL}/{COMMONS}/{above}/{name.removeprefix(f'{above}@').replace('@', '/')}")
         os.close(place)
         files.write_atomic(top, "fstab", text.encode(), 0o644)
         files.syncfs(top)

@@ -28,14 +28,16 @@ from apk_atomic import (
 )
 from apk_atomic.bootmenu import Loader
 from apk_atomic.console import Console
-from apk_atomic.errors import Locked, UsageError
+from apk_atomic.errors import AtomicError, Locked, Refused, UsageError
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.names import redact_argv
-from apk_atomic.order import Order, parts_of
+from apk_atomic.order import Found, Order, examine, make_room, parts_of
 from apk_atomic.partition import Part, Target
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 from apk_atomic.volume import TOP_LEVEL
+
+UNCHANGED = "; nothing was changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,23 @@ class _Job:
     signals: Signals
 
 
-def perform(order: Order, target: Target, console: Console, signals: Signals) -> Made:
-    """Makes the system; durable when this returns."""
+def perform(order: Order, found: Found, console: Console, signals: Signals) -> Made:
+    """Makes the system on what `order.examine` found; durable when this returns."""
+    target = found.target
+    loader = _find_loader(order, signals)
     with _alone(target):
-        job = _Job(order, target, parts_of(order, target), _find_loader(order, signals), console, signals)
+        if examine(order, signals) != found:
+            raise Refused(f"{target.path} has changed since init looked at it; nothing was changed", hint="try again")
+        make_room(target)
+        job = _Job(order, target, parts_of(order, target), loader, console, signals)
         mounts.make_private()
         try:
             made = _make(job)
             _finish(job)
-        except BaseException:
+        except BaseException as error:
             console.warn(f"{target.path} holds an unfinished system; init may be run again, and starts from nothing")
+            if isinstance(error, AtomicError):
+                error.message = error.message.removesuffix(UNCHANGED)  # of the steps that transactions have, too
             raise
     return made
 
@@ -76,12 +85,21 @@ def perform(order: Order, target: Target, console: Console, signals: Signals) ->
 @contextmanager
 def _alone(target: Target) -> Iterator[None]:
     """One init at a time on a target; udev keeps away from it, too."""
-    fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(target)
     try:
         _lock(fd, target)
         yield
     finally:
         os.close(fd)
+
+
+def _open(target: Target) -> int:
+    """A descriptor of the target; an image file is made if it is missing."""
+    flags = os.O_RDWR | os.O_CREAT if target.is_image else os.O_RDONLY
+    try:
+        return os.open(target.path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UsageError(f"{target.path}: {error.strerror}; nothing was changed") from error
 
 
 def _lock(fd: int, target: Target) -> None:
@@ -178,7 +196,9 @@ def _volume_name(job: _Job, work: Work) -> str:
 
 
 def _finish(job: _Job) -> None:
-    """From here on it is a system, and no unfinished one."""
+    """From here on it is a system, and no unfinished one: a signal that comes now waits."""
+    job.signals.check()
+    job.signals.settle()
     if job.parts:
         partition.finish(job.target, job.parts, job.order.disk.label, job.signals)
         return

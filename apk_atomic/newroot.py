@@ -101,6 +101,14 @@ def valid_hostname(name: str) -> str:
     return name
 
 
+def valid_keys(text: bytes, name: str) -> bytes:
+    """`text`, if there is an SSH public key in it and no private one; else UsageError. `name` is the file's."""
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(b"#")]
+    if b"PRIVATE KEY" in text or not any(word.startswith(b"AAAA") for words in lines for word in words):
+        raise UsageError(f"{name} holds no SSH public key such as id_ed25519.pub; nothing was changed")
+    return text
+
+
 def write(root: int, path: str, content: str | bytes, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:
     """Writes a file, and makes the directories above it. Raises CheckFailed where a package left a link there."""
     above, name = os.path.split(path)

@@ -1,15 +1,16 @@
 """What `init` was asked for, and whether the disk is one that it may be done to.
 
-Nothing on a disk is changed here; only an image file is made, or gets another size while there is nothing in it.
+Nothing on a disk is changed here; only `make_room` gives an image file its size, when all was asked and answered.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 
-from apk_atomic import partition
+from apk_atomic import layout, partition
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config
@@ -61,33 +62,70 @@ class Order:
         return bool(self.system.flavor) and self.disk.esp != NO_ESP
 
 
-def examine(order: Order, signals: Signals) -> tuple[Target, str]:
-    """The target, fit to be made a system on, and what would be lost on it, "" for nothing.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The target, fit to be made a system on; what would be lost on it, "" for nothing."""
 
-    Raises UsageError, Refused, NoSpace; nothing was changed, but that an image file may be there now, or be larger.
-    """
+    target: Target
+    lost: str
+
+
+def examine(order: Order, signals: Signals) -> Found:
+    """What is there. Raises UsageError, Refused, NoSpace where no system can be made; nothing is changed."""
     disk = order.disk
     _require_tools(order)
-    target = _sized(disk, signals)
+    target = _sized(disk)
     if partition.is_partition(target) and not disk.esp:
         raise UsageError(
             f"{target.path} is a partition, and no ESP was named; nothing was changed",
             hint="--esp DEVICE puts the boot loader on an ESP that is there, --esp none leaves it out",
         )
+    _require_esp(disk, target)
     partition.require_unused(target)
+    lost = _lost(disk, target, signals)
     parts_of(order, target)
-    return target, _lost(disk, target, signals)
+    return Found(target, lost)
+
+
+def make_room(target: Target) -> None:
+    """Gives an image file its size, once it may lose what is in it."""
+    if target.is_image and os.path.getsize(target.path) != target.size:
+        os.truncate(target.path, target.size)
 
 
 def _lost(disk: Disk, target: Target, signals: Signals) -> str:
     """What is on the target that somebody may miss, "" for nothing; Refused where nobody said that it may go."""
-    found = partition.signatures(target, signals) if target.size else ()
+    if target.is_image and not partition.has_data(target):
+        return ""
+    found = partition.signatures(target, signals) or (("unknown data",) if target.is_image else ())
     if not found or partition.is_unfinished(target, signals):
         return ""
     if not disk.force:
         what = f"{target.path} is not empty: {', '.join(found)}; nothing was changed"
         raise Refused(what, hint="--force destroys what is there")
     return ", ".join(found)
+
+
+def _require_esp(disk: Disk, target: Target) -> None:
+    """Raises UsageError for an ESP that the loader could not be put on: that comes last, and all would be in vain."""
+    why = _unfit(disk.esp, target) if disk.esp not in ("", NO_ESP) else ""
+    if why:
+        raise UsageError(f"the ESP {disk.esp}: {why}; nothing was changed")
+
+
+def _unfit(place: str, target: Target) -> str:
+    """Why `place` cannot be the ESP, "" for no reason."""
+    try:
+        mode = os.stat(place).st_mode
+    except OSError as error:
+        return error.strerror or ""
+    if stat.S_ISDIR(mode):
+        return "" if os.access(place, os.W_OK) else "it cannot be written to"
+    if not stat.S_ISBLK(mode):
+        return "it is neither a block device nor a directory"
+    if os.path.realpath(place) == target.path:
+        return "it is what is to become the volume"
+    return "" if layout.fat_uuid(place) else "it holds no FAT file system"
 
 
 def _require_tools(order: Order) -> None:
@@ -100,21 +138,23 @@ def _require_tools(order: Order) -> None:
         raise UsageError(f"init needs {', '.join(missing)}; nothing was changed", hint=hint)
 
 
-def _sized(disk: Disk, signals: Signals) -> Target:
-    """The target; an image file is made, or grows or shrinks while there is nothing on it."""
+def _sized(disk: Disk) -> Target:
+    """The target with the size that it will have; an image file may not be there yet."""
     if not disk.image_size:
         return partition.look_at(disk.path)
-    if not os.path.exists(disk.path):
-        os.close(os.open(disk.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    if not os.path.lexists(disk.path):
+        return _to_be_made(disk)
     target = partition.look_at(disk.path)
     if not target.is_image:
         raise UsageError(f"--size is for image files, and {disk.path} is a device; nothing was changed")
-    if target.size == disk.image_size:
-        return target
-    partition.require_unused(target)
-    _lost(disk, target, signals)
-    os.truncate(disk.path, disk.image_size)
-    return partition.look_at(disk.path)
+    return replace(target, size=disk.image_size)
+
+
+def _to_be_made(disk: Disk) -> Target:
+    directory = os.path.dirname(os.path.abspath(disk.path))
+    if not os.path.isdir(directory):
+        raise UsageError(f"there is no directory {directory}; nothing was changed")
+    return partition.image(os.path.realpath(disk.path), disk.image_size)
 
 
 def parts_of(order: Order, target: Target) -> tuple[Part, ...]:
@@ -126,8 +166,9 @@ def parts_of(order: Order, target: Target) -> tuple[Part, ...]:
     return ()
 
 
-def describe(order: Order, target: Target) -> str:
+def describe(order: Order, found: Found) -> str:
     """What will be done to the target, for the question."""
-    disk = order.disk
+    disk, target = order.disk, found.target
     what = "a btrfs volume" if disk.esp else "an ESP, a btrfs volume" + (" and swap" if disk.swap else "")
-    return f"{target.path} ({for_people(target.size)}) will hold {what}; whatever is on it is lost"
+    lost = f" ({found.lost})" if found.lost else ""
+    return f"{target.path} ({for_people(target.size)}) will hold {what}; whatever is on it is lost{lost}"

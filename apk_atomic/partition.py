@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from apk_atomic import loop, mounts, process
 from apk_atomic.console import size as for_people
-from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, Refused, UsageError
+from apk_atomic.errors import CannotRun, CheckFailed, NoSpace, Refused, UsageError
 from apk_atomic.signals import Signals
 
 UNFINISHED = "apk-atomic-unfinished"
@@ -28,6 +28,7 @@ MIB = 1 << 20
 LEAST_ESP, LEAST_VOLUME = 36 * MIB, 256 * MIB  # FAT32 needs so many clusters; btrfs and a small system
 _GETSIZE64, _SSZGET = 0x80081272, 0x1268  # BLKGETSIZE64, BLKSSZGET, <linux/fs.h>
 _SECTOR = 512
+_CHUNK = 1 << 20  # bytes read at once
 _TYPES = {
     "ESP": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
     "SWAP": "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F",
@@ -69,7 +70,7 @@ def look_at(path: str) -> Target:
     try:
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode):
-            return Target(os.path.realpath(path), found.st_size, _SECTOR, is_image=True)
+            return image(os.path.realpath(path), found.st_size)
         if not stat.S_ISBLK(found.st_mode):
             raise UsageError(f"{path} is neither a block device nor an image file; nothing was changed")
         size, sector = bytearray(8), bytearray(4)
@@ -79,6 +80,31 @@ def look_at(path: str) -> Target:
         return Target(real, struct.unpack("=Q", size)[0], struct.unpack("=I", sector)[0], is_image=False)
     finally:
         os.close(fd)
+
+
+def image(path: str, size: int) -> Target:
+    """An image file, which need not be there yet."""
+    return Target(path, size, _SECTOR, is_image=True)
+
+
+def has_data(target: Target) -> bool:
+    """Whether anything but zeros is in an image file; holes are not read."""
+    try:
+        fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        start = 0
+        while chunk := os.pread(fd, _CHUNK, start := os.lseek(fd, start, os.SEEK_DATA)):
+            if chunk.strip(b"\0"):
+                return True
+            start += len(chunk)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nothing but a hole from here to the end
+            raise UsageError(f"{target.path}: {error.strerror}; nothing was changed") from error
+    finally:
+        os.close(fd)
+    return False
 
 
 def is_partition(target: Target) -> bool:
@@ -135,11 +161,11 @@ def _btrfs_label(path: str) -> str:
 
 
 def must(argv: list[str], signals: Signals, *, feed: bytes = b"", hint: str = "") -> str:
-    """What a tool says; CheckFailed when it fails, and AtomicError when it is not there."""
+    """What a tool says; CheckFailed when it fails, and CannotRun when it is not there."""
     try:
         done = process.run(argv, signals, feed=feed)
-    except AtomicError as error:
-        raise type(error)(error.message, hint=error.hint or hint) from error
+    except CannotRun as error:
+        raise CannotRun(error.message, hint=hint) from error
     signals.check()
     if done.status:
         raise CheckFailed(f"{argv[0]} failed with exit status {done.status}: {done.output.strip()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import select
 from argparse import ArgumentTypeError, Namespace
 
 from apk_atomic import chroot, loaders, makesystem, newroot, order
@@ -13,7 +13,7 @@ from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader
 from apk_atomic.bootstrap import Source, System
-from apk_atomic.config import Config, load
+from apk_atomic.config import Config, is_common, load
 from apk_atomic.context import CONFIG, Context, require_root
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.makesystem import Made
@@ -52,24 +52,36 @@ def run(context: Context, words: list[str], _: AtomicOptions) -> int:
 def _perform(context: Context, wanted: Order, *, sure: bool) -> Made:
     signals = Signals()
     try:
-        target, lost = order.examine(wanted, signals)
-    finally:
-        signals.release()
-    question = order.describe(wanted, target) + (f" ({lost})" if lost else "")
-    if not sure:
-        _ask(context, question)
-    signals = Signals()
-    try:
-        return makesystem.perform(wanted, target, context.console, signals)
+        found = order.examine(wanted, signals)
+        if not sure:
+            _ask(context, order.describe(wanted, found), signals)
+        return makesystem.perform(wanted, found, context.console, signals)
     finally:
         signals.release()
 
 
-def _ask(context: Context, question: str) -> None:
-    """Raises Refused for any answer but yes; a Ctrl-C at the prompt ends us as anywhere else."""
+def _ask(context: Context, question: str, signals: Signals) -> None:
+    """Raises Refused for any answer but yes, and Interrupted for a Ctrl-C."""
     context.console.warn(f"{question}. Type yes to go on:")
-    if sys.stdin.readline().strip().lower() != "yes":
+    if _typed_line(signals).strip().lower() != b"yes":
         raise Refused("not confirmed; nothing was changed", hint="--yes answers the question beforehand")
+
+
+def _typed_line(signals: Signals) -> bytes:
+    """What is typed up to the end of the line; signals are blocked, so they are waited for beside it."""
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
+    waiting.register(signals.fd, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        ready = {fd for fd, _ in waiting.poll()}
+        signals.check()
+        if 0 in ready:
+            typed = os.read(0, 1)
+            if not typed:
+                break
+            line += typed
+    return line
 
 
 def _document(made: Made) -> dict[str, object]:
@@ -106,7 +118,7 @@ def _add_disk_options(parser: Parser) -> None:
         help="DEVICE is one partition, for the volume alone; the boot loader goes to this ESP, or nowhere",
     )  # fmt: skip
     group.add_argument("--label", type=_label, default="ROOT", help="of the volume, and its partition (ROOT)")
-    group.add_argument("--common", type=text_of, action="append", metavar="@NAME", help="@var@log stands for /var/log")
+    group.add_argument("--common", type=_common, action="append", metavar="@NAME", help="@var@log stands for /var/log")
     group.add_argument("--compress", choices=_COMPRESSIONS, default="", help="the files of all generations")
 
 
@@ -146,6 +158,12 @@ def _label(value: str) -> str:
     return value
 
 
+def _common(value: str) -> str:
+    if not is_common(value):
+        raise ArgumentTypeError(f"{value!r} is not a name such as @var@log, which stands for /var/log")
+    return value
+
+
 def _flavor(value: str) -> str:
     if not value or not _FLAVOR.issuperset(value):
         raise ArgumentTypeError(f"{value!r} is not a kernel flavor")
@@ -158,15 +176,13 @@ def _flavor(value: str) -> str:
 def _order(context: Context, asked: Namespace) -> Order:
     """Everything that can be found wrong without looking at the disk. Raises UsageError."""
     config = _config()
-    commons = tuple(asked.common) if asked.common else config.volume.commons
+    commons = tuple(dict.fromkeys(asked.common)) if asked.common else config.volume.commons
     if asked.esp and asked.swap:
         raise UsageError("--swap makes a partition, and --esp none at all; nothing was changed")
-    if commons and any(not name.startswith("@") or "/" in name or len(name) < 2 for name in commons):
-        raise UsageError("--common takes names such as @var@log; nothing was changed")
     firmware = tuple(f"linux-firmware-{name}" for name in asked.firmware)
-    key = _read(asked.root_key) if asked.root_key else b""
+    key = newroot.valid_keys(_read(asked.root_key), asked.root_key) if asked.root_key else b""
     identity = Identity(newroot.valid_hostname(asked.hostname) if asked.hostname else "", asked.interface, "", key)
-    password = _read(asked.root_password_file).split(b"\n")[0] if asked.root_password_file else b""
+    password = _password(asked.root_password_file) if asked.root_password_file else b""
     wishes = Wishes(Loader(asked.loader) if asked.loader else None, asked.kernel, asked.append, None, asked.timeout)
     places = (asked.refind,) if asked.refind else (f"/{loaders.REFIND}",)
     return Order(
@@ -179,6 +195,14 @@ def _order(context: Context, asked: Namespace) -> Order:
         config,
         context.argv,
     )
+
+
+def _password(path: str) -> bytes:
+    """The first line of a file. Raises UsageError where that is empty: no password would mean none is asked for."""
+    line = _read(path).split(b"\n")[0].rstrip(b"\r")
+    if not line:
+        raise UsageError(f"the first line of {path} is empty, which is no password; nothing was changed")
+    return line
 
 
 def _config() -> Config:

@@ -1,144 +1,35 @@
-"""`apk-atomic init` on image files and loop devices: what it makes, what it refuses, what it leaves when it dies."""
+"""`apk-atomic init` on image files and loop devices: what it makes, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from apk_atomic import bootmenu, loaders, loop
-from apk_atomic.partition import UNFINISHED
-from tests.install.disks import KERNEL, MIB, listing, make_refind, publish, small_packages
-from tests.support import engine
+from tests.install.disks import DRIVER, NAME, PROGRAM, small_packages
+from tests.install.lab import PROGRAM as INIT
+from tests.install.lab import PROJECT, SIZE, SMALL, Lab, Said, mounted
 from tests.support.apks import which_apk
-from tests.support.blockdev import mount_btrfs, unmount
-from tests.support.bootpackages import kernel_package
 from tests.support.btrfsctl import is_read_only
-from tests.support.imagecache import scratch_directory
 from tests.support.isolation import session_key
 from tests.support.packages import File, Package, Repository
-
-PROJECT = Path(__file__).resolve().parents[2]
-PROGRAM = "import sys; from apk_atomic.cli import main; sys.exit(main(['apk-atomic', *sys.argv[1:]]))"
-SIZE = 400 * MIB
-SMALL = ("--size", "400M", "--esp-size", "40M")
-HANGS = "#!/bin/sh\ntouch /var/log/started\nexec sleep 60\n"
-GOOD = Package("good", "1.0-r0", files={"usr/bin/good": File(b"#!/bin/sh\n", 0o755)})
-BROKEN = Package("broken", "1.0-r0", scripts={"post-install": "#!/bin/sh\necho cannot\nexit 1\n"})
-HANGING = Package("hanging", "1.0-r0", scripts={"post-install": HANGS})
-TRUNCATED = kernel_package(KERNEL, "virt")
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, object]:
-        found = json.loads(self.stdout)
-        assert isinstance(found, dict)
-        return found
-
-
-class Lab:
-    """A place with a repository, keys and rEFInd, in which `init` runs with a /run of its own."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.image = place / "disk.img"
-        self.repository = publish(place, GOOD, BROKEN, HANGING, truncated_kernel())
-        make_refind(place / "refind")
-
-    def words(self, *words: str, target: str = "") -> list[str]:
-        sources = ["--repository", str(self.place / "repo"), "--keys-dir", str(self.place / "keys")]
-        tools = ["--apk", which_apk().path, "--refind", str(self.place / "refind"), "--no-nvram"]
-        return ["init", target or str(self.image), *sources, *tools, *words]
-
-    def init(self, *words: str, target: str = "", **how: str) -> Said:
-        return self.run(self.words("--yes", *words, target=target), **how)
-
-    def run(self, words: Sequence[str], *, input: str = "", **environment: str) -> Said:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *words], input=input, env={**os.environ, **environment}, cwd=PROJECT,
-            text=True, capture_output=True, timeout=120, check=False,
-        )  # fmt: skip
-        return Said(done.returncode, done.stdout, done.stderr)
-
-    def forget(self) -> None:
-        self.image.unlink(missing_ok=True)
-
-    def nothing_is_left(self) -> bool:
-        """No loop device; mounts go with the namespace of whoever made them, and this one has none."""
-        mounted = Path("/proc/self/mountinfo").read_text()
-        return not loop.over(str(self.image)) and "/run/apk-atomic" not in mounted
-
-    def part(self, role: str) -> tuple[int, int]:
-        """Start and size of a partition, in bytes."""
-        table = json.loads(subprocess.check_output(["sfdisk", "--json", self.image]))["partitiontable"]
-        found = next(each for each in table["partitions"] if each["name"] == role)
-        return found["start"] * 512, found["size"] * 512
-
-    @contextmanager
-    def mounted(self, role: str = "ROOT") -> Iterator[Path]:
-        """The top level of the volume that was made."""
-        start, size = self.part(role) if role else (0, 0)
-        with loop.attached(str(self.image), start, size) as device, mounted(device, self.place / "top") as top:
-            yield top
-
-    def on_esp(self, path: str) -> bytes:
-        return subprocess.check_output(["mtype", "-i", f"{self.image}@@{self.part('ESP')[0]}", f"::/{path}"])
-
-
-@contextmanager
-def mounted(device: str, top: Path) -> Iterator[Path]:
-    mount_btrfs(device, top)
-    try:
-        yield top
-    finally:
-        unmount(top)
-
-
-def truncated_kernel() -> Package:
-    """linux-virt, whose image misses its end."""
-    files = dict(TRUNCATED.files)
-    image = files["boot/vmlinuz-virt"]
-    assert isinstance(image, File)
-    files["boot/vmlinuz-virt"] = File(image.content[:-512])
-    return Package("linux-virt", KERNEL, files=files, depends=TRUNCATED.depends)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Lab]:
-    with ExitStack() as stack:
-        place = stack.enter_context(scratch_directory("apk-atomic-install-"))
-        stack.enter_context(engine.own_run())
-        yield Lab(place)
-
-
-@pytest.fixture
-def lab(world: Lab) -> Iterator[Lab]:
-    yield world
-    assert world.nothing_is_left()
-    world.forget()
-
 
 # ---- what it makes ---------------------------------------------------------------------------------------
 
 
 def test_a_disk_image_from_nothing(lab: Lab) -> None:
     (lab.place / "password").write_text("open sesame\nnot this\n")
-    (lab.place / "key").write_text("ssh-ed25519 AAAA somebody\n")
+    (lab.place / "key").write_text("ssh-ed25519 AAAAC3Nz somebody\n")
     said = lab.init(
         *SMALL, "--swap", "16M", "--hostname", "box", "--package", "good", "--compress", "zstd", "--json",
         "--append", "console=ttyS0", "--timeout", "2", "--feature", "cryptsetup", "--common", "@home", "--common",
@@ -192,7 +83,7 @@ def check_system(root: Path) -> None:
     assert account.startswith("root:$6$") and others == ["nobody:!::0:::::"]
     assert ((root / "etc/shadow").stat().st_mode & 0o7777, (root / "etc/shadow").stat().st_gid) == (0o640, 42)
     key = root / "root/.ssh/authorized_keys"
-    assert (key.read_text(), key.stat().st_mode & 0o777) == ("ssh-ed25519 AAAA somebody\n", 0o600)
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("ssh-ed25519 AAAAC3Nz somebody\n", 0o600)
     assert (root / "etc/apk/keys/test.rsa.pub").is_file()
     assert (root / "srv/data").is_dir() and (root / "boot/efi").is_dir()
 
@@ -232,12 +123,128 @@ def test_without_kernel_and_loader_on_a_whole_device(lab: Lab) -> None:
         assert "UUID=" in (top / "fstab").read_text()
 
 
+def test_a_loader_and_firmware_from_packages(lab: Lab) -> None:
+    """Where this system has no rEFInd, the new one's is put on the ESP."""
+    files = {f"usr/share/refind/{PROGRAM}": File(b"packed"), f"usr/share/refind/drivers_{NAME}/{DRIVER}": File(b"too")}
+    lab.repository.publish(Package("refind", files=files), Package("linux-firmware-none"))
+    words = ["--firmware", "none", "--package", "refind", "--refind", str(lab.place / "nowhere")]
+    said = lab.init(*SMALL, *words, "--json")
+    assert said.status == 0, said.stderr
+    assert lab.on_esp(loaders.fallback_program()) == b"packed"
+    with lab.mounted() as top:
+        record = json.loads((top / "snapshots" / str(said.document["generation"]) / "generation.json").read_text())
+    assert {"refind", "linux-firmware-none"} <= {name for name, _ in record["changes"]["added"]}
+
+
+def test_commons_are_those_of_the_configuration(lab: Lab) -> None:
+    """Of this system's: its /etc is another one in a mount namespace. One is mounted in another, whatever the order."""
+    etc = lab.place / "etc"
+    (etc / "apk-atomic").mkdir(parents=True)
+    (etc / "apk-atomic/apk-atomic.toml").write_text('[volume]\ncommons = ["@srv@data@old", "@srv", "@opt"]\n')
+    for name in ("passwd", "group", "ld.so.cache", "mke2fs.conf"):
+        (etc / name).write_bytes(Path("/etc", name).read_bytes() if Path("/etc", name).exists() else b"")
+    said = lab.run(lab.words("--yes", *SMALL, "--kernel", "none"), before=f"mount --bind {etc} /etc")
+    assert said.status == 0, said.stderr
+    with lab.mounted() as top:
+        assert sorted(os.listdir(top / "commons")) == ["@opt", "@srv", "@srv@data@old"]
+        points = [line.split()[1] for line in (top / "fstab").read_text().splitlines() if "commons" in line]
+        assert points == ["/srv", "/opt", "/srv/data/old"]
+        assert (top / "commons/@srv/data/old").is_dir()
+
+
+@contextmanager
+def partitioned(lab: Lab) -> Iterator[str]:
+    """A disk with nodes for its partitions, made by partx: not every kernel knows GPT. The first is a FAT."""
+    with lab.image.open("wb") as file:
+        file.truncate(SIZE)
+    table = "label: gpt\nsize=40MiB, type=uefi\nsize=300MiB\n"
+    subprocess.run(["sfdisk", "--quiet", lab.image], input=table, text=True, check=True)
+    argv = ["losetup", "--find", "--show", "--partscan", str(lab.image)]
+    device = subprocess.check_output(argv, text=True).strip()
+    try:
+        subprocess.run(["partx", "--update", device], check=True)
+        subprocess.run(["mkfs.vfat", "-F", "32", f"{device}p1"], check=True, capture_output=True)
+        yield device
+    finally:
+        subprocess.run(["partx", "--delete", device], check=False)
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_partition_of_a_disk(lab: Lab) -> None:
+    """The volume on one, the loader on the FAT of another; neither can go to the wrong place."""
+    with partitioned(lab) as disk:
+        volume = f"{disk}p2"
+        for words, says in (
+            ((), "is a partition, and no ESP was named"),
+            (("--esp", volume), "it is what is to become the volume"),
+            (("--esp", f"{lab.place}/nowhere"), "No such file"),
+            (("--esp", "/dev/null"), "neither a block device nor a directory"),
+            (("--esp", disk), "it holds no FAT"),
+        ):
+            said = lab.init(*words, target=volume)
+            assert (said.status, says in said.stderr, "unfinished" in said.stderr) == (100, True, False), said
+        said = lab.init("--esp", f"{disk}p1", target=volume)
+        assert said.status == 0, said.stderr
+        with mounted(volume, lab.place / "top") as top:
+            assert " /boot/efi vfat noauto," in (top / "fstab").read_text()
+            assert_in_use(lab.init("--force", target=disk), f"mounted at {lab.place}/top")
+        fat = subprocess.check_output(["mdir", "-b", "-/", "-i", f"{disk}p1", "::/"], text=True)
+    assert f"::/{loaders.DIRECTORY}/refind.conf" in fat
+
+
+def test_a_whole_disk_of_which_the_kernel_makes_partition_nodes(lab: Lab) -> None:
+    node = 'for word; do case $word in /dev/loop*) partx --update "$word" ;; esac; done'
+    tools = lab.tool("sfdisk", f'{shutil.which("sfdisk")} "$@" || exit\n{node}')
+    with partitioned(lab) as disk:
+        said = lab.init("--esp-size", "40M", "--force", target=disk, PATH=tools)
+        assert said.status == 0, said.stderr
+        what = subprocess.check_output(["blkid", "--probe", "-o", "value", "-s", "TYPE", f"{disk}p2"])
+        assert what == b"btrfs\n"
+        menu = subprocess.check_output(["mtype", "-i", f"{disk}p1", f"::/{loaders.DIRECTORY}/refind.conf"], text=True)
+    assert "menuentry" in menu
+
+
 def test_the_question_is_answered_by_yes_only(lab: Lab) -> None:
+    """Until then nothing is made, lost, or even smaller than before."""
     for answer in ("", "y\n", "no\n"):
         said = lab.run(lab.words(*SMALL), input=answer)
         assert (said.status, "Type yes" in said.stderr) == (106, True)
-        assert subprocess.run(["blkid", "--probe", lab.image], check=False).returncode == 2
-    assert lab.run(lab.words(*SMALL, "--kernel", "none"), input="yes\n").status == 0
+        assert not lab.image.exists()
+    lab.image.write_bytes(b"precious")
+    said = lab.run(lab.words(*SMALL, "--force"), input="no\n")
+    assert (said.status, "is lost (unknown data)" in said.stderr) == (106, True)
+    assert lab.image.read_bytes() == b"precious"
+    assert lab.run(lab.words(*SMALL, "--kernel", "none", "--force"), input="yes\n").status == 0
+
+
+def test_a_ctrl_c_at_the_question(lab: Lab) -> None:
+    asked = pexpect.spawn("python3", ["-c", INIT, *lab.words(*SMALL)], cwd=PROJECT, timeout=60, encoding="utf-8")
+    asked.expect_exact("Type yes to go on:")
+    asked.send("ye")
+    asked.sendintr()
+    asked.expect(pexpect.EOF)
+    asked.close()
+    assert (asked.exitstatus, "Traceback" in (asked.before or "")) == (130, False), asked.before
+    assert not lab.image.exists()
+
+
+def test_what_was_asked_about_is_what_is_lost(lab: Lab) -> None:
+    """Somebody else uses the file while the question stands."""
+
+    def attach() -> None:
+        with lab.image.open("wb") as file:
+            file.truncate(SIZE)
+
+    def fill() -> None:
+        lab.image.write_bytes(b"precious")
+
+    for happens, status, says in ((fill, 106, "--force"), (attach, 0, "")):
+        said = lab.answer_late(happens, *SMALL, "--kernel", "none")
+        assert (said.status, says in said.stderr) == (status, True), said
+        lab.forget()
+    lab.image.write_bytes(b"precious" * (1 << 20))
+    said = lab.answer_late(lambda: subprocess.run(["mkswap", "--quiet", lab.image], check=True), *SMALL, "--force")
+    assert (said.status, "has changed since init looked" in said.stderr) == (106, True), said
 
 
 # ---- what it refuses -------------------------------------------------------------------------------------
@@ -258,12 +265,18 @@ def test_refusals_before_anything_is_touched(lab: Lab) -> None:
         "too small": (lab.words("--yes", "--size", "100M"), 103, "leaves less than"),
         "ESP too small": (lab.words("--yes", "--size", "400M", "--esp-size", "1M"), 100, "an ESP needs"),
         "no keys": (lab.words("--yes", "--keys-dir", str(lab.place / "empty")), 100, "--keys-dir"),
-        "no apk": (lab.words("--yes", "--apk", "/nowhere/apk"), 100, "--apk"),
+        "no apk": (lab.words("--yes", "--apk", f"{lab.place}/nowhere/apk"), 100, "--apk"),
         "no rEFInd": (lab.words("--yes", *SMALL, "--refind", str(lab.place / "empty")), 100, "apk add refind"),
         "a wrong size": (lab.words("--yes", "--size", "much"), 100, "such as 512M"),
         "a wrong name": (lab.words("--yes", "--hostname", "a b"), 100, "cannot be the name"),
         "a wrong common": (lab.words("--yes", "--common", "home"), 100, "@var@log"),
-        "no key file": (lab.words("--yes", "--root-key", "/nowhere"), 100, "No such file"),
+        "a common that no root can do without": (lab.words("--yes", "--common", "@etc"), 100, "@var@log"),
+        "a common with a blank": (lab.words("--yes", "--common", "@a b"), 100, "@var@log"),
+        "a private key": (lab.words("--yes", "--root-key", session_key().private), 100, "no SSH public key"),
+        "no password": (lab.words("--yes", "--root-password-file", "/dev/null"), 100, "which is no password"),
+        "no directory": (lab.words("--yes", *SMALL, target=f"{lab.place}/no/disk"), 100, "there is no directory"),
+        "data that nobody knows": (lab.words("--yes", target=session_key().private), 106, "not empty: unknown data"),
+        "no key file": (lab.words("--yes", "--root-key", f"{lab.place}/nowhere"), 100, "No such file"),
         "a volume": (["--atomic-volume", "/dev/null", *lab.words("--yes")], 100, "as an operand"),
         "no target": (["init", "--yes"], 100, "DEVICE|IMAGE"),
     }
@@ -298,83 +311,6 @@ def test_two_at_once(lab: Lab) -> None:
         said = lab.init("--esp-size", "40M")
         holder.communicate(timeout=10)
     assert (said.status, "another program is at work" in said.stderr) == (102, True)
-
-
-# ---- what it leaves --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "says"),
-    [
-        (("--package", "nowhere"), 1, "the volume holds no system"),
-        (("--package", "broken"), 1, "scripts of broken failed"),
-        (("--kernel", "virt"), 104, "would not boot"),
-    ],
-    ids=("no such package", "broken script", "damaged kernel"),
-)
-def test_a_failure_is_said_and_the_next_run_starts_clean(
-    lab: Lab, words: tuple[str, ...], status: int, says: str
-) -> None:
-    said = lab.init(*SMALL, *words)
-    assert (said.status, says in said.stderr) == (status, True), said
-    assert "unfinished" in said.stderr
-    assert lab.nothing_is_left()
-    assert is_unfinished(lab)
-    again = lab.init("--esp-size", "40M", "--kernel", "none")
-    assert again.status == 0, again.stderr
-    assert not is_unfinished(lab)
-
-
-def is_unfinished(lab: Lab) -> bool:
-    return UNFINISHED in subprocess.check_output(["sfdisk", "--dump", lab.image], text=True)
-
-
-@pytest.mark.parametrize("point", ["locked", "sealed", "renamed"])
-def test_a_kill_leaves_nothing_attached(lab: Lab, point: str) -> None:
-    said = lab.init(*SMALL, "--kernel", "none", APK_ATOMIC_FAULT=f"{point}:kill")
-    assert said.status == -signal.SIGKILL
-    released(lab)
-    assert is_unfinished(lab)
-
-
-def test_a_kill_while_file_systems_are_made_and_then_a_run(lab: Lab) -> None:
-    tools = lab.place / "tools"
-    tools.mkdir()
-    (tools / "mkfs.vfat").write_text("#!/bin/sh\nkill -9 $PPID\n")
-    (tools / "mkfs.vfat").chmod(0o755)
-    assert lab.init(*SMALL, PATH=f"{tools}:{os.environ['PATH']}").status == -signal.SIGKILL
-    released(lab)
-    again = lab.init("--esp-size", "40M")
-    assert again.status == 0, again.stderr
-    with lab.mounted() as top:
-        assert listing(top / "state")
-
-
-def released(lab: Lab) -> None:
-    """The kernel lets go when the last process is gone, and that may be a moment after its parent."""
-    deadline = time.monotonic() + 20
-    while not lab.nothing_is_left() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert lab.nothing_is_left()
-
-
-def test_a_ctrl_c_ends_apk_too(lab: Lab) -> None:
-    words = lab.words("--yes", *SMALL, "--kernel", "none", "--package", "hanging")
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        said = ""
-        while "Installing hanging" not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)  # a second signal ends the patience with apk
-        said += process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
-    assert "unfinished" in said
-    released(lab)
 
 
 def test_an_apk_that_the_new_system_would_not_understand(lab: Lab) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apk_atomic import loop
 from tests.boot import distribution
-from tests.install.test_init import Lab, mounted
+from tests.install.lab import Lab, mounted
 from tests.support import engine
 from tests.support.bootpackages import kernel_package
 from tests.support.guest import Guest

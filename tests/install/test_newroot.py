@@ -115,6 +115,17 @@ def test_what_is_no_name(name: str) -> None:
         newroot.valid_hostname(name)
 
 
+@pytest.mark.parametrize("line", ["ssh-rsa AAAAB3 me", 'from="10.0.0.1" ssh-rsa AAAAB3', "# mine\n\nssh-rsa AAAAB3"])
+def test_keys_that_let_in(line: str) -> None:
+    assert newroot.valid_keys(line.encode(), "key") == line.encode()
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# ssh-rsa AAAA", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n", "me"])
+def test_what_is_no_public_key(text: str) -> None:
+    with pytest.raises(UsageError, match="holds no SSH public key"):
+        newroot.valid_keys(text.encode(), "id_rsa")
+
+
 def test_the_fstab_template_is_one() -> None:
     text = layout.template("11-22", ("@home", "@var@log"), "1234-ABCD", "33-44")
     entries = {entry.mountpoint: entry for entry in fstab.parse(fstab.render(text, "/snapshots/ID"))}

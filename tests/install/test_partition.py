@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apk_atomic import layout, loop, partition
-from apk_atomic.errors import CheckFailed, NoSpace, Refused, UsageError
+from apk_atomic.errors import CannotRun, CheckFailed, Interrupted, NoSpace, Refused, UsageError
 from apk_atomic.partition import LEAST_ESP, LEAST_VOLUME, MIB, Target
 from apk_atomic.signals import Signals
 from tests.support import engine
@@ -127,3 +129,27 @@ def test_the_kernels_own_nodes_are_taken_where_it_has_them(tmp_path: Path) -> No
     (tmp_path / "sda/loop").mkdir()
     (tmp_path / "sda/loop/partscan").write_text("0\n")
     assert partition._nodes(TARGET, parts, str(tmp_path)) == {}
+
+
+def test_a_signal_ends_a_tool_and_is_no_failure_of_it(signals: Signals) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        partition.must(["sleep", "60"], signals, hint="apk add sleep")
+
+
+def test_a_tool_that_is_not_there_is_named_with_its_package(signals: Signals) -> None:
+    with pytest.raises(CannotRun, match="cannot run mkfs-nowhere: not found") as raised:
+        partition.must(["mkfs-nowhere"], signals, hint="apk add nowhere")
+    assert raised.value.hint == "apk add nowhere"
+
+
+@pytest.mark.parametrize(("content", "found"), [(b"", False), (b"\0" * 5000, False), (b"\0" * 5000 + b"x", True)])
+def test_data_in_an_image(tmp_path: Path, content: bytes, found: bool) -> None:
+    """Whatever it is, wherever: between holes, too."""
+    path = tmp_path / "image"
+    assert not partition.has_data(partition.image(str(path), MIB))
+    with path.open("wb") as file:
+        file.truncate(8 * MIB)
+        file.seek(5 * MIB)
+        file.write(content)
+    assert partition.has_data(partition.image(str(path), MIB)) is found
