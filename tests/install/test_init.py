@@ -277,7 +277,7 @@ def test_refusals_before_anything_is_touched(lab: Lab) -> None:
         "no directory": (lab.words("--yes", *SMALL, target=f"{lab.place}/no/disk"), 100, "there is no directory"),
         "data that nobody knows": (lab.words("--yes", target=session_key().private), 106, "not empty: unknown data"),
         "no key file": (lab.words("--yes", "--root-key", f"{lab.place}/nowhere"), 100, "No such file"),
-        "a volume": (["--atomic-volume", "/dev/null", *lab.words("--yes")], 100, "as an operand"),
+        "a volume": (["--atomic-volume", "/dev/null", *lab.words("--yes")], 100, "means nothing to init"),
         "no target": (["init", "--yes"], 100, "DEVICE|IMAGE"),
     }
     for case, (words, status, says) in cases.items():
