@@ -92,7 +92,7 @@ def test_a_tool_that_fails_is_quoted(image: Path, signals: Signals) -> None:
 
 @pytest.mark.parametrize(
     ("path", "says"),
-    [("/nowhere", "No such file"), ("/tmp", "neither a block device nor"), ("/dev/null", "neither a block device nor")],
+    [("/proc/no", "No such file"), ("/tmp", "neither a block device nor"), ("/dev/null", "neither a block device nor")],
 )
 def test_what_is_no_disk(path: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
