@@ -39,10 +39,10 @@ def _utc(now: float) -> time.struct_time:
 
 
 def is_own_id(name: str) -> bool:
-    """Whether `name` has the form of our IDs, which are the wiki's too."""
+    """Whether `name` has the form of our IDs, or of the wiki's, which have capitals too."""
     digits, letters = name[:_ID_DIGITS], name[_ID_DIGITS:]
     right_size = len(name) == _ID_DIGITS + _ID_LETTERS and name.isascii()
-    return right_size and digits.isdigit() and letters.isalpha() and letters.islower()
+    return right_size and digits.isdigit() and letters.isalpha()
 
 
 _UNSAFE = frozenset(" /,\\")

@@ -189,6 +189,7 @@ def test_whatever_the_clock_says_an_id_is_well_formed(now: float, noise: bytes) 
 
 def test_ids_tell_the_time_and_differ_within_a_second() -> None:
     assert new_id(86400.9, lambda size: bytes(size)) == "19700102000000aaaaaaaa"
+    assert is_own_id("20260101000000abCdefgH")  # the wiki's scripts
     assert iso_utc(86400.9) == "1970-01-02T00:00:00Z"
     assert len({new_id(0, os.urandom) for _ in range(1000)}) == 1000
 
@@ -197,7 +198,7 @@ def test_ids_tell_the_time_and_differ_within_a_second() -> None:
     "name",
     [
         "20260101000000abcdefg",
-        "20260101000000abcdefgH",
+        "20260101000000abcdefg1",
         "2026010100000xabcdefgh",
         "20260101000000abcdef\u0661h",
         "",

@@ -172,7 +172,7 @@ YOUNG = "20240302030405abcdefgh"
 def test_links_directories(place: Place) -> None:
     links = place.top / "links"
     long_ago = time.time() - 3 * DAY
-    for name in ("20240102030405abcdefgh", "backup", YOUNG, "file", "link"):
+    for name in ("20240102030405abcdefgh", "20240102030406wiKiSown", "backup", YOUNG, "file", "link"):
         (links / name).mkdir() if name not in ("file", "link") else None
     (links / "file").write_text("somebody's")
     (links / "link").symlink_to("first")
@@ -182,7 +182,7 @@ def test_links_directories(place: Place) -> None:
             os.utime(links / name, (long_ago, long_ago), follow_symlinks=False)
     with engine.working(place.volume) as work:
         stale = session.stale_links(work.volume, time.time())
-        assert stale == ("20240102030405abcdefgh",)
+        assert stale == ("20240102030405abcdefgh", "20240102030406wiKiSown")
         session.collect_links(work, stale)
     assert place.names("links") == [YOUNG, "backup", "file", "first", "link"]
 
