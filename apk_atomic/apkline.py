@@ -1,4 +1,4 @@
-"""apk in a root: the change that an apk line asks for, and apk on a sealed root for lines that change none.
+"""apk in a root: how it is called for a line there, and apk on a sealed root for lines that change none.
 
 apk is the root's own, called by its absolute path, with the caller's words, descriptors and terminal.
 """
@@ -7,40 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, staged, volume
 from apk_atomic.chroot import Bind, RootPlan
 from apk_atomic.cmdline import Line, Role
 from apk_atomic.config import Config
-from apk_atomic.errors import ChangeFailed, CheckFailed, UsageError
+from apk_atomic.errors import CheckFailed, UsageError
 from apk_atomic.namespace import Command
 from apk_atomic.signals import Signals, die_with_parent
-from apk_atomic.staged import Staged
-from apk_atomic.verdict import Evidence, judge
 from apk_atomic.volume import Volume
 
 _OF_THE_ROOT = (Role.CACHE_DIR, Role.KEYS_DIR)  # relative ones count from apk's root
 _REPOSITORIES = ("etc/apk/repositories", "etc/apk/repositories.d", "lib/apk/repositories.d")
 _LIMIT = 1 << 20  # bytes of a repositories file, or of an answer
 _PATIENCE = 60  # seconds for an answer
-
-
-def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
-    """The change of an apk line, for a transaction: raises ChangeFailed when it is to be discarded.
-
-    `output`: a descriptor for all that apk says; it then has no stdin either.
-    """
-
-    def run(root: Staged) -> None:
-        call = command(root.root, line)
-        if output is not None:
-            call = call._replace(silent=True, output=output)
-        status = root.run(call, binds(line, root.plan, root.root))
-        root.work.signals.check()
-        _conclude(root, line, status)
-
-    return run
 
 
 def command(root: int, line: Line) -> Command:
@@ -139,44 +120,6 @@ def _cwd() -> str:
         return "/"  # it was deleted
 
 
-def _conclude(root: Staged, line: Line, status: int) -> None:
-    """Whether to go on (design, "Verdict on apk"); says which packages stay broken."""
-    after = root.database.read()
-    committed = root.database.inode != root.base_database.inode  # a snapshot keeps inode numbers
-    accepted = frozenset((*line.atomic.accept, *root.work.config.chroot.accept))
-    new = installed.broken(after)
-    old = installed.broken(root.base_database.read()) if new else frozenset[str]()
-    verdict = judge(Evidence(status, old, new, committed, accepted))
-    if verdict.status == 0:
-        if verdict.broken:
-            names = ", ".join(verdict.broken)
-            root.work.console.warn(f"apk has these packages flagged as broken: {names}; apk fix mends them")
-        return
-    if not verdict.broken:
-        raise ChangeFailed(f"apk failed with exit status {status}; nothing was changed", status=verdict.status)
-    raise ChangeFailed(
-        f"{_reasons(after, verdict.broken)}; nothing was changed",
-        status=verdict.status,
-        hint=f"to accept that, add --atomic-accept {','.join(verdict.broken)}",
-        broken=verdict.broken,
-    )
-
-
-def _reasons(database: bytes, names: Sequence[str]) -> str:
-    """Which package, and what of it, failed."""
-    parts = []
-    for name in names:
-        package = installed.find(database, name)
-        flags = package.broken if package else ""
-        version = package.version if package else ""
-        what = " and ".join(text for flag, text in _FLAGS if flag in flags) or "it"
-        parts.append(f"{what} of {name}-{version} failed")
-    return "; ".join(parts)
-
-
-_FLAGS = (("s", "a script or trigger"), ("f", "the files"), ("x", "the extended attributes"))
-
-
 # ---- without a transaction -------------------------------------------------------------------------------
 
 
@@ -189,28 +132,45 @@ def exec_in_generation(
     """
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
+    exec_in(plan._replace(copied_database=copied_database), root, line)
+
+
+def exec_in(plan: RootPlan, root: int, line: Line) -> NoReturn:
+    """Replaces this process by apk in the root of `plan`, which `root` is a descriptor of; otherwise the same."""
     call = command(root, line)
-    chroot.enter(plan._replace(binds=binds(line, plan, root), copied_database=copied_database))
+    chroot.enter(plan._replace(binds=binds(line, plan, root)))
     namespace.change_directory(call.directory)
     namespace.drop_capabilities()
     replace_process(call)
 
 
-def ask(opened: Volume, config: Config, name: str, words: Sequence[str]) -> str:
-    """What apk in the sealed generation NAME says on stdout to a query of ours; "" where it fails, or is silent."""
+class Answer(NamedTuple):
+    """What apk said on stdout to a question of ours; `status` is negative where a signal ended it."""
+
+    status: int
+    text: str
+
+
+def ask(opened: Volume, config: Config, name: str, words: Sequence[str]) -> Answer:
+    """Asks apk in the sealed generation NAME."""
     line = cmdline.parse(words)
+    return answer_of(lambda: exec_in_generation(opened, config, name, line))
+
+
+def answer_of(become_apk: Callable[[], NoReturn]) -> Answer:
+    """What a child says that becomes apk in a mount namespace of its own; where it cannot, it has status 127."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
-        _answer(opened, config, name, line, writer)
+        _answer(become_apk, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         text = answer.read(_LIMIT)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return text.decode("utf-8", "replace") if status == 0 else ""
+    return Answer(status, text.decode("utf-8", "replace"))
 
 
-def _answer(opened: Volume, config: Config, name: str, line: Line, writer: int) -> NoReturn:
+def _answer(become_apk: Callable[[], NoReturn], writer: int) -> NoReturn:
     """In the child: becomes that apk; whatever fails shows as its exit status."""
     import signal
 
@@ -221,7 +181,7 @@ def _answer(opened: Volume, config: Config, name: str, line: Line, writer: int) 
         os.dup2(writer, 1)
         os.dup2(0, 2)
         mounts.make_private()
-        exec_in_generation(opened, config, name, line)
+        become_apk()
     finally:
         os._exit(127)
 

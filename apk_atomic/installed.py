@@ -12,6 +12,8 @@ from apk_atomic.model import PackageChanges
 
 DATABASE = "lib/apk/db/installed"
 WORLD = "etc/apk/world"
+TRIGGERS = "lib/apk/db/triggers"
+SCRIPTS = ("lib/apk/db/scripts.tar", "lib/apk/db/scripts.tar.gz")
 LIMIT = 1 << 28  # bytes; a database of 10,000 packages has 12 MB
 _CHUNK = 1 << 16
 _BAD_FLAGS = frozenset(b"fsx")  # broken files, script, xattr; `S` only names the kind of hash
@@ -71,6 +73,12 @@ def broken(database: bytes) -> frozenset[str]:
                 names.add(name.decode("utf-8", "replace"))
         at = database.find(b"\nf:", at + 3)
     return frozenset(names)
+
+
+def with_trigger(database: bytes, triggers: bytes, names: frozenset[str]) -> frozenset[str]:
+    """Those of the packages `names` that have a trigger; `triggers` are lines `IDENTITY PATH…`."""
+    identities = {line.partition(b" ")[0].decode("ascii", "replace") for line in triggers.split(b"\n") if line}
+    return frozenset(name for name in names if (package := find(database, name)) and package.identity in identities)
 
 
 def _common_start(old: bytes, new: bytes) -> int:

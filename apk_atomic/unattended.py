@@ -11,7 +11,7 @@ import select
 import time
 
 from apk_atomic import (
-    apkline,
+    apkchange,
     autoplan,
     btrfs,
     cmdline,
@@ -220,7 +220,7 @@ def _commit(run: Run, plan: Plan) -> Event | None:
     with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
         if choose_base(volume.read_slots(work.volume), None).id != plan.base:
             return None
-        change = apkline.change(cmdline.parse((*plan.options, *plan.words)), run.output)
+        change = apkchange.change(cmdline.parse((*plan.options, *plan.words)), run.output)
 
         def checked(root: Staged) -> None:
             change(root)

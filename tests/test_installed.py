@@ -153,3 +153,10 @@ def test_any_bytes_give_an_answer(old: bytes, new: bytes) -> None:
     assert installed.broken(old) <= {name.decode("utf-8", "replace") for line in old.split(b"\n")
                                      for name in [line[2:]] if line[:2] == b"P:"}  # fmt: skip
     assert installed.find(old, "a") is None or b"P:a" in old
+
+
+def test_packages_with_a_trigger_are_known_by_identity() -> None:
+    database = b"C:Q1aaa=\nP:one\nV:1\n\nC:Q1bbb=\nP:two\nV:1\n\n"
+    triggers = b"Q1bbb= /usr/share/two /etc\nQ1ccc= /x\n"
+    assert installed.with_trigger(database, triggers, frozenset({"one", "two", "gone"})) == {"two"}
+    assert installed.with_trigger(database, b"", frozenset({"two"})) == frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from apk_atomic import apkline, holds, installed, lookup, session, transaction, volume
+from apk_atomic import apkchange, apkline, holds, installed, lookup, session, transaction, volume
 from apk_atomic.cmdline import Line
 from apk_atomic.context import Context
 from apk_atomic.model import Kind
@@ -21,7 +21,7 @@ def run(context: Context, line: Line) -> int:
     request = Request(
         kind=Kind.APK,
         argv=context.argv,
-        change=apkline.change(line),
+        change=apkchange.change(line),
         base=line.atomic.base,
         message=line.atomic.message or "",
         keep_failed=line.atomic.keep_failed,
@@ -47,5 +47,5 @@ def _name_holds(work: Work, name: str) -> None:
     if found:
         names = [hold.kernel for hold in found]
         answer = apkline.ask(work.volume, work.config, name, [*holds.QUESTION, *names])
-        for sentence in holds.sentences(found, answer):
+        for sentence in holds.sentences(found, answer.text if answer.status == 0 else ""):
             work.console.note(sentence)

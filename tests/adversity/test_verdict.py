@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,36 @@ def world(trial: Trial) -> list[str]:
     return (trial.volume.tree() / "etc/apk/world").read_text().split()
 
 
-def publish_trigger(trial: Trial) -> None:
-    package = Package(
-        "bad", files={"usr/share/bad": File(b"x")}, triggers=("/usr/share",),
-        scripts={"trigger": "#!/bin/sh\nexit 1\n"},
+FAILS = "#!/bin/sh\nexit 1\n"
+
+
+def triggered(name: str, version: str = "1.0-r0", **scripts: str) -> Package:
+    """A package whose trigger fails, at its own files too."""
+    return Package(
+        name, version, files={f"usr/share/{name}/x": File(version.encode())}, triggers=(f"/usr/share/{name}",),
+        scripts={"trigger": FAILS, **{kind.replace("_", "-"): text for kind, text in scripts.items()}},
     )  # fmt: skip
-    trial.volume.repo.publish(package)
+
+
+def scripted(name: str, version: str = "1.0-r0") -> Package:
+    """A package whose scripts fail, those of an upgrade too."""
+    scripts = {"post-install": FAILS, "post-upgrade": FAILS}
+    return Package(name, version, files={f"usr/share/{name}/x": File(version.encode())}, scripts=scripts)
+
+
+def plain(name: str, version: str = "1.0-r0", **more: Any) -> Package:
+    return Package(name, version, files={f"usr/share/{name}": File(version.encode())}, **more)
+
+
+def lose(trial: Trial, *packages: Package) -> None:
+    """The repository's index still has them."""
+    trial.volume.repo.publish(*packages)
+    for package in packages:
+        Path(trial.volume.repo.file_of(package)).unlink()
+
+
+def publish_trigger(trial: Trial) -> None:
+    trial.volume.repo.publish(triggered("bad"))
 
 
 def make_broken(trial: Trial) -> None:
@@ -104,6 +129,71 @@ def test_package_that_the_repository_lost(trial: Trial) -> None:
     trial.refused("apk-atomic", "add", "there", "gone")
     assert world(trial) == []
     trial.works()
+
+
+# ---- the count of broken packages is not the count of what failed ------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["upgrade", "-q upgrade", "upgrade --available", "upgrade gone trig"])
+def test_upgrade_that_lost_a_package_beside_a_broken_trigger(trial: Trial, line: str) -> None:
+    """2.14 does not count the trigger, so there the one error is the package's."""
+    trial.volume.repo.publish(triggered("trig"), plain("gone"))
+    trial.committed("apk-atomic", "add", "--atomic-accept", "trig", "trig", "gone")
+    trial.volume.repo.publish(triggered("trig", "1.1-r0"))
+    lose(trial, plain("gone", "1.1-r0"))
+    trial.accept()
+    says = "left undone: Upgrading gone (1.0-r0 -> 1.1-r0); nothing was changed"
+    trial.refused("apk-atomic", *line.split(), says=says)
+
+
+def test_upgrade_that_lost_the_broken_package_itself(trial: Trial) -> None:
+    """3.x counts a package that was broken as it counts one that could not be fetched."""
+    trial.volume.repo.publish(triggered("trig"), scripted("posty"), plain("two"))
+    trial.committed("apk-atomic", "add", "--atomic-accept", "trig,posty", "trig", "posty", "two")
+    trial.volume.repo.publish(triggered("trig", "1.1-r0"), plain("two", "1.1-r0"))
+    lose(trial, scripted("posty", "1.1-r0"))
+    trial.accept()
+    trial.refused("apk-atomic", "upgrade", says="left undone: Upgrading posty (1.0-r0 -> 1.1-r0)")
+
+
+def test_addition_that_lost_a_package_beside_an_accepted_one(trial: Trial) -> None:
+    trial.volume.repo.publish(triggered("trig"))
+    lose(trial, plain("gone"))
+    trial.accept()
+    trial.refused("apk-atomic", "add", "--atomic-accept", "trig", "trig", "gone", says="Installing gone (1.0-r0)")
+    assert world(trial) == []
+
+
+def test_trigger_is_accepted_beside_a_package_that_was_broken(trial: Trial) -> None:
+    """2.14 counts one of the two."""
+    make_broken(trial)
+    trial.volume.repo.publish(triggered("trig"), plain("good"))
+    result = trial.run("apk-atomic", "add", "--atomic-accept", "trig", "trig")
+    assert "flagged as broken: bad, trig" in result.stderr
+    trial.check_new(result)
+    trial.committed("apk-atomic", "add", "good")
+    trial.committed("apk-atomic", "add", "-t", ".group", "good")
+    Path(trial.volume.repo.file_of(plain("good"))).unlink()
+    trial.committed("apk-atomic", "del", ".group")
+    trial.committed("apk-atomic", "del", "good")
+
+
+def test_script_and_trigger_of_one_package_fail(trial: Trial) -> None:
+    """3.x counts both."""
+    trial.volume.repo.publish(triggered("bad", post_install=FAILS))
+    trial.committed("apk-atomic", "add", "--atomic-accept", "bad", "bad")
+
+
+def test_fix_that_mends_nothing(trial: Trial) -> None:
+    trial.volume.repo.publish(scripted("bad"), plain("tool"))
+    trial.committed("apk-atomic", "add", "--atomic-accept", "bad", "bad", "tool")
+    trial.committed("apk-atomic", "run", "rm", "/usr/share/tool")
+    trial.refused("apk-atomic", "fix", "bad", status=1)
+    trial.refused("apk-atomic", "fix", status=1)
+    result = trial.run("apk-atomic", "fix", "tool")
+    assert "flagged as broken: bad" in result.stderr
+    trial.check_new(result)
+    assert (trial.volume.tree() / "usr/share/tool").is_file()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "another"])
