@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import cli
+from apk_atomic import cli, config
 from apk_atomic.applets import APPLETS
 from apk_atomic.atomic_options import split_atomic
 from apk_atomic.commands import usage
@@ -202,6 +202,14 @@ def test_commands_in_the_text_exist() -> None:
             flags = re.findall(r"--[a-z-]+", rest)
             plain = usage.VERBS[word].flags if word in cli._VERBS else None
             assert plain is None or {f"--{flag}" for flag in plain} >= set(flags) - {usage.HELP}, rest
+
+
+def test_settings_in_the_text_are_understood() -> None:
+    found = re.findall(r"(?<!`)`(\w+) = ([^`]+)`", README.read_text())
+    assert found
+    for key, value in found:
+        table = next(table for table, keys in config._TABLES.items() if key in keys)
+        assert config.load(f"[{table}]\n{key} = {value}".encode(), "F") != config.Config()
 
 
 def first_column(heading: str) -> list[str]:
