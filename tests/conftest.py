@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -10,13 +11,13 @@ from tests.support.apks import which_apk
 from tests.support.packages import Repository
 from tests.support.world import Guest, Volume, make_volume
 
-NEEDS_REAL = pytest.StashKey[int]()
+NEEDS_REAL = pytest.StashKey[Sequence[str]]()
 REASON = "needs the real apk"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "real_apk: the case goes beyond what the stand-in for apk can do")
-    config.stash[NEEDS_REAL] = 0
+    config.stash[NEEDS_REAL] = ()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,15 +32,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if which_apk().real:
         return
     needy = [item for item in items if item.get_closest_marker("real_apk")]
-    config.stash[NEEDS_REAL] = len(needy)
+    config.stash[NEEDS_REAL] = [item.nodeid for item in needy]
     for item in needy:
         item.add_marker(pytest.mark.skip(reason=REASON))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The last line: pytest's own summary must not hide what did not run."""
-    _say(config, f"{config.stash[NEEDS_REAL]} cases need the real apk and did not run")
+    """The last lines: pytest's own summary must not hide what did not run."""
+    for line in named(config.stash[NEEDS_REAL]):
+        _say(config, line)
+    _say(config, f"{len(config.stash[NEEDS_REAL])} cases need the real apk and did not run")
+
+
+def named(cases: Sequence[str]) -> list[str]:
+    """A line for each file: its tests, and of how many cases each consists where it is not one."""
+    files: dict[str, Counter[str]] = {}
+    for case in cases:
+        file, _, test = case.partition("::")
+        files.setdefault(file, Counter())[test.partition("[")[0]] += 1
+    return [
+        f"not run: {file}: " + ", ".join(f"{test} ({count})" if count > 1 else test for test, count in tests.items())
+        for file, tests in files.items()
+    ]
 
 
 def _say(config: pytest.Config, line: str) -> None:

@@ -2,6 +2,7 @@
 
 A case is a list of steps in one fresh root. `Do` calls apk and says its exit status and its steps in order;
 `Publish` changes the repository; `Write` changes the root, `Spoil` a package. `world` and `installed` are the end.
+Cases in BEYOND are more than the stand-in knows: they run with real apks only.
 """
 
 from __future__ import annotations
@@ -155,10 +156,9 @@ ADDING = (
     Case(
         "what is not there",
         (
-            Publish((LOST, LOST_DEEPER, BASE, PINNED)),
+            Publish((LOST, BASE, PINNED)),
             Do("add nosuch", 1, says=("  nosuch (no such package):", "    required by: world[nosuch]")),
             Do("add lost", 2, says=("    required by: lost-1.0-r0[nosuch]",)),
-            Do("add lostdeeper", 3),
             Do("add base=9", 1, says=("  base-1.0-r0:", "    breaks: world[base=9]")),
             Do("add pinned", 2, says=("    breaks: pinned-1.0-r0[base=2.0-r0]",)),
         ),
@@ -194,20 +194,6 @@ ADDING = (
         "base-1.0-r0 hello-1.0-r0 user-1.0-r0",
     ),
     Case(
-        "a package that forbids another",
-        (Publish((HELLO, BASE, RIVAL)), Do("add hello", 0, INSTALL_HELLO), Do("-s add rival", 2)),
-        "hello",
-        "base-1.0-r0 hello-1.0-r0",
-    ),
-    Case(
-        "a virtual package with a version",
-        (
-            Publish((BASE,)),
-            Do("add -t .group=1 base", 0, ("Installing base (1.0-r0)", "Installing .group (1)")),
-            Do("del .group", 0, ("Purging .group (1)", "Purging base (1.0-r0)")),
-        ),
-    ),
-    Case(
         "simulation",
         (
             Publish((HELLO, BASE)),
@@ -241,10 +227,7 @@ REMOVING = (
         (
             Publish((HELLO, BASE)),
             Do("add hello base", 0, INSTALL_HELLO),
-            Do(
-                "del base",
-                says=("World updated, but the following packages are not removed due to:", "  base: hello"),
-            ),
+            Do("del base"),
             Do("del nosuch", 1, says=("ERROR: No such package: nosuch",)),
         ),
         "hello",
@@ -265,6 +248,19 @@ REMOVING = (
 )
 
 UPGRADING = (
+    Case(
+        "versions by number",
+        (
+            Publish((Package("v", "1.2-r0"),)),
+            Do("add v", 0, ("Installing v (1.2-r0)",)),
+            Publish((Package("v", "1.2-r10"), Package("v", "1.2-r9"))),
+            Do("upgrade", 0, ("Upgrading v (1.2-r0 -> 1.2-r10)",)),
+            Publish((Package("v", "1.2.10-r0"), Package("v", "1.2.9-r1"))),
+            Do("upgrade", 0, ("Upgrading v (1.2-r10 -> 1.2.10-r0)",)),
+        ),
+        "v",
+        "v-1.2.10-r0",
+    ),
     Case(
         "scripts see both versions",
         (
@@ -295,47 +291,6 @@ UPGRADING = (
         ),
         "hello",
         "base-2.0-r0 hello-1.0-r0",
-    ),
-    Case(
-        "a rebuilt package replaces only on demand",
-        (
-            Publish((HELLO, BASE)),
-            Do("add hello", 0, INSTALL_HELLO),
-            Publish((HELLO_REBUILT,)),
-            Do("upgrade"),
-            Do("upgrade -a", 0, ("Replacing hello (1.0-r0 -> 1.0-r0)",)),
-        ),
-        "hello",
-        "base-1.0-r0 hello-1.0-r0",
-    ),
-    Case(
-        "edited configuration stays",
-        (
-            Publish((BASE,)),
-            Do("add base", 0, ("Installing base (1.0-r0)",)),
-            Write("etc/base.conf", "edited\n"),
-            Publish((Package("base", "2.0-r0", files={"etc/base.conf": File(b"base=2\n")}),)),
-            Do("upgrade", 0, ("Upgrading base (1.0-r0 -> 2.0-r0)",)),
-        ),
-        "base",
-        "base-2.0-r0",
-    ),
-    Case(
-        "pre-releases and suffixes",
-        (
-            Publish((Package("v", "1.2_rc1-r0"),)),
-            Do("add v", 0, ("Installing v (1.2_rc1-r0)",)),
-            Publish((Package("v", "1.2-r0"),)),
-            Do("upgrade", 0, ("Upgrading v (1.2_rc1-r0 -> 1.2-r0)",)),
-            Publish(
-                (Package("v", "1.2b-r0"), Package("v", "1.2_p1-r0"), Package("v", "1.2-r10"), Package("v", "1.2-r9"))
-            ),
-            Do("upgrade", 0, ("Upgrading v (1.2-r0 -> 1.2b-r0)",)),
-            Publish((Package("v", "1.2.10-r0"), Package("v", "1.2.9-r0"), Package("v", "1.2.010-r0"))),
-            Do("upgrade", 0, ("Upgrading v (1.2b-r0 -> 1.2.10-r0)",)),
-        ),
-        "v",
-        "v-1.2.10-r0",
     ),
 )
 
@@ -384,17 +339,6 @@ FAILING_CASES = (
         ),
         "clash hello",
         "base-1.0-r0 clash-1.0-r0[f] hello-1.0-r0",
-    ),
-    Case(
-        "a file that the other package gives up",
-        (
-            Publish((BASE, REPLACER)),
-            Do("add base", 0, ("Installing base (1.0-r0)",)),
-            Do("add replacer", 0, ("Installing replacer (1.0-r0)",)),
-            Do("del replacer", 0, ("Purging replacer (1.0-r0)",)),
-        ),
-        "base",
-        "base-1.0-r0",
     ),
     Case(
         "a package file that is gone",
@@ -531,12 +475,9 @@ ASKING = (
             Do("add hello", 0, INSTALL_HELLO),
             Do("info", says=("base", "hello")),
             Do("info -v", says=("base-1.0-r0", "hello-1.0-r0")),
-            Do("info -vv", says=("base-1.0-r0 - test package base",)),
             Do("info -e base", says=("base",)),
             Do("info -e base nosuch nosuch2", 2, says=("base",)),
             Do("info -ev hello=1.0-r0 base=2", 1, says=("hello-1.0-r0",)),
-            Do("info nosuch", 1),
-            Do("info base", says=("base-1.0-r0 description:", "test package base")),
             Do("list -I", says=("hello-1.0-r0 ARCH {hello} (MIT) [installed]",)),
             Do("list -I -q hello", says=("hello",)),
             Do("list -I nosuch"),
@@ -564,15 +505,115 @@ ASKING = (
             Publish((BASE,)),
             Do("--version"),
             Do("add base --version"),
-            Do("--print-arch", says=("ARCH",)),
             Do("add --help base", 1),
             Do("add --bogus", 1),
             Do("frobnicate", 1),
-            Do("add -t", 1),
-            Do("--sim add base", 0, ("Installing base (1.0-r0)",)),
+            Do("add -X", 1),
+            Do("--simulate add base", 0, ("Installing base (1.0-r0)",)),
             Do("add -- base", 0, ("Installing base (1.0-r0)",)),
             Do("del base -qs"),
             Do("add ba$se", 1),
+        ),
+        "base",
+        "base-1.0-r0",
+    ),
+)
+
+BEYOND = (
+    Case(
+        "a package that forbids another",
+        (Publish((HELLO, BASE, RIVAL)), Do("add hello", 0, INSTALL_HELLO), Do("-s add rival", 2)),
+        "hello",
+        "base-1.0-r0 hello-1.0-r0",
+    ),
+    Case(
+        "a virtual package with a version",
+        (
+            Publish((BASE,)),
+            Do("add -t .group=1 base", 0, ("Installing base (1.0-r0)", "Installing .group (1)")),
+            Do("del .group", 0, ("Purging .group (1)", "Purging base (1.0-r0)")),
+        ),
+    ),
+    Case(
+        "a rebuilt package replaces only on demand",
+        (
+            Publish((HELLO, BASE)),
+            Do("add hello", 0, INSTALL_HELLO),
+            Publish((HELLO_REBUILT,)),
+            Do("upgrade"),
+            Do("upgrade -a", 0, ("Replacing hello (1.0-r0 -> 1.0-r0)",)),
+        ),
+        "hello",
+        "base-1.0-r0 hello-1.0-r0",
+    ),
+    Case(
+        "edited configuration stays",
+        (
+            Publish((BASE,)),
+            Do("add base", 0, ("Installing base (1.0-r0)",)),
+            Write("etc/base.conf", "edited\n"),
+            Publish((Package("base", "2.0-r0", files={"etc/base.conf": File(b"base=2\n")}),)),
+            Do("upgrade", 0, ("Upgrading base (1.0-r0 -> 2.0-r0)",)),
+        ),
+        "base",
+        "base-2.0-r0",
+    ),
+    Case(
+        "pre-releases and suffixes",
+        (
+            Publish((Package("v", "1.2_rc1-r0"),)),
+            Do("add v", 0, ("Installing v (1.2_rc1-r0)",)),
+            Publish((Package("v", "1.2-r0"),)),
+            Do("upgrade", 0, ("Upgrading v (1.2_rc1-r0 -> 1.2-r0)",)),
+            Publish(
+                (Package("v", "1.2b-r0"), Package("v", "1.2_p1-r0"), Package("v", "1.2-r10"), Package("v", "1.2-r9"))
+            ),
+            Do("upgrade", 0, ("Upgrading v (1.2-r0 -> 1.2b-r0)",)),
+            Publish((Package("v", "1.2.10-r0"), Package("v", "1.2.9-r0"), Package("v", "1.2.010-r0"))),
+            Do("upgrade", 0, ("Upgrading v (1.2b-r0 -> 1.2.10-r0)",)),
+        ),
+        "v",
+        "v-1.2.10-r0",
+    ),
+    Case(
+        "a file that the other package gives up",
+        (
+            Publish((BASE, REPLACER)),
+            Do("add base", 0, ("Installing base (1.0-r0)",)),
+            Do("add replacer", 0, ("Installing replacer (1.0-r0)",)),
+            Do("del replacer", 0, ("Purging replacer (1.0-r0)",)),
+        ),
+        "base",
+        "base-1.0-r0",
+    ),
+    Case(
+        "what is not there further down",
+        (Publish((LOST, LOST_DEEPER)), Do("add lostdeeper", 3)),
+    ),
+    Case(
+        "why packages stay",
+        (
+            Publish((HELLO, BASE)),
+            Do("add hello base", 0, INSTALL_HELLO),
+            Do(
+                "del base",
+                says=("World updated, but the following packages are not removed due to:", "  base: hello"),
+            ),
+        ),
+        "hello",
+        "base-1.0-r0 hello-1.0-r0",
+    ),
+    Case(
+        "longer answers",
+        (
+            Publish((BASE,)),
+            Do("add base", 0, ("Installing base (1.0-r0)",)),
+            Do("info -vv", says=("base-1.0-r0 - test package base",)),
+            Do("info nosuch", 1),
+            Do("info base", says=("base-1.0-r0 description:", "test package base")),
+            Do("--print-arch", says=("ARCH",)),
+            Do("--sim del base", 0, ("Purging base (1.0-r0)",)),
+            Do("add -t", 1),
         ),
         "base",
         "base-1.0-r0",

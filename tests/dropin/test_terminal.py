@@ -124,6 +124,7 @@ def drawn(guest: Guest, argv: list[str]) -> tuple[set[str], list[str]]:
     return shown, [line.rstrip() for line in screen.display if line.strip()]
 
 
+@pytest.mark.real_apk
 def test_progress_bar_is_that_of_bare_apk(volume: Volume, guest: Guest) -> None:
     volume.repo.publish(*(Package(f"p{n}", files={f"usr/p{n}": File(b"x" * 5000)}) for n in range(3)))
     bare, left_by_bare = drawn(guest, ["apk-atomic", "run", "--", BARE, "add", "p0", "p1", "p2"])
