@@ -20,7 +20,8 @@ PURE = adoption atomic_options autoplan cmdline config console documents elf fst
 
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
 
-.PHONY: all man install install-completions install-drop-in demo test test-boot check lint bench setup clean
+.PHONY: all man install install-modules install-data install-completions install-drop-in install-unattended aport \
+	demo test test-boot check lint bench setup clean
 
 all:
 	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
@@ -31,13 +32,18 @@ man: $(MAN)
 $(MAN): %: %.scd
 	scdoc < $< > $@.$$$$ && mv $@.$$$$ $@
 
-# the manual pages where scdoc is there to make them, or made them before
-install: install-completions
-	! command -v scdoc >/dev/null || $(MAKE) --no-print-directory man
-	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
+install: install-modules install-data
+
+install-modules:
+	install -d "$(DESTDIR)$(SITE)/apk_atomic/commands"
 	install -m 644 apk_atomic/*.py apk_atomic/py.typed "$(DESTDIR)$(SITE)/apk_atomic/"
 	install -m 644 apk_atomic/commands/*.py "$(DESTDIR)$(SITE)/apk_atomic/commands/"
 	$(PYTHON) -m compileall -q -s "$(DESTDIR)" -p / "$(DESTDIR)$(SITE)/apk_atomic"
+
+# all but the modules; the manual pages where scdoc is there to make them, or made them before
+install-data: install-completions
+	! command -v scdoc >/dev/null || $(MAKE) --no-print-directory man
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/apk-atomic"
 	sed '1s|^#!.*|#!$(INTERPRETER) -I|' apk_atomic/front.py > "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/apk-atomic"
 	install -m 644 config/apk-atomic.toml "$(DESTDIR)/etc/apk-atomic/apk-atomic.toml"
@@ -62,6 +68,15 @@ install-drop-in:
 	$(PLACED) hooks/apk-guard > "$(DESTDIR)/lib/apk/commit_hooks.d/apk-atomic"
 	chmod 755 "$(DESTDIR)$(LIBEXEC)/bin/apk" "$(DESTDIR)/lib/apk/commit_hooks.d/apk-atomic"
 	chmod 644 "$(DESTDIR)/etc/profile.d/apk-atomic-drop-in.sh"
+
+# the jobs of busybox crond; how far they go is for [auto] in the configuration to say
+install-unattended:
+	install -D -m 755 hooks/apk-atomic.periodic "$(DESTDIR)/etc/periodic/daily/apk-atomic"
+	install -D -m 755 hooks/apk-atomic-reboot.periodic "$(DESTDIR)/etc/periodic/15min/apk-atomic-reboot"
+
+# what aports gets: in build/aport, with the sources in an archive and its checksum; then abuild -r there
+aport:
+	$(PYTHON) -B -m tools.aport build/aport
 
 setup:
 	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)"

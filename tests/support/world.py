@@ -147,13 +147,16 @@ class Volume:
 
 
 @contextlib.contextmanager
-def make_volume(size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None) -> Iterator[Volume]:
-    """A fresh volume of `size` bytes; `prepare` may change its first tree before that is sealed.
+def make_volume(
+    size: int = DEFAULT_SIZE, *, prepare: Callable[[Path], None] | None = None, installed: bool = True
+) -> Iterator[Volume]:
+    """A fresh volume of `size` bytes; `prepare` may change its first tree before that is sealed. apk-atomic is
+    `installed` in it unless that is for the test to do.
 
     Each has a file system id of its own, so any number can be there at once.
     """
     private_mounts()
-    template = _template(size)
+    template = _template(size, installed=installed)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(scratch_directory("apk-atomic-volume-"))
         image = place / "volume.img"
@@ -176,7 +179,7 @@ def make_links(top: Path, generations: tuple[str, ...], name: str) -> None:
         (links / str(slot)).symlink_to(f"../../snapshots/{target}")
 
 
-def _template(size: int) -> Path:
+def _template(size: int, *, installed: bool) -> Path:
     """The image of which volumes are copies: the layout, with a first tree that is not sealed yet."""
 
     def base_inputs() -> list[str]:
@@ -186,6 +189,8 @@ def _template(size: int) -> Path:
         return [*base_inputs(), *rootfs.project_inputs()]
 
     base = cached_image("base", base_inputs, lambda image: _build_base(image, size))
+    if not installed:
+        return base
     return cached_image("world", inputs, lambda image: _build(image, base))
 
 
