@@ -6,6 +6,9 @@ PREFIX = /usr
 DESTDIR =
 PYTHON = python3
 VENV = .venv
+DISK = build/disk.img
+# or kvm, which is faster by far where it is
+ACCEL = tcg
 # where $(PYTHON) looks for packages when it is installed in $(PREFIX)
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib", "posix_prefix", {"base": "$(PREFIX)"}))')
 INTERPRETER = $(PREFIX)/bin/python3
@@ -21,10 +24,10 @@ PURE = adoption atomic_options autoplan cmdline config console documents elf fst
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7
 
 .PHONY: all man install install-modules install-data install-completions install-drop-in install-unattended aport \
-	demo test test-boot check lint bench setup clean
+	demo disk machine test test-boot check lint bench setup clean
 
 all:
-	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | test | test-boot | check | lint | bench | clean"
+	@echo "make man | install [DESTDIR=] [PREFIX=/usr] | demo | disk | machine | test | test-boot | check | lint | bench | clean"
 
 man: $(MAN)
 
@@ -91,6 +94,18 @@ test: setup
 test-boot:
 	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)" boot
 	"$(VENV)/bin/python" -m pytest -m boot tests/boot
+
+# on Debian: a disk image to try it on, and QEMU, which Ctrl-A x ends, on this terminal
+disk:
+	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)" boot
+	mkdir -p "$(dir $(DISK))"
+	"$(VENV)/bin/python" -m tests.boot.tryout "$(DISK)"
+	cp /usr/share/OVMF/OVMF_VARS_4M.fd "$(DISK).variables"
+
+machine:
+	qemu-system-x86_64 -machine q35 -accel $(ACCEL) -cpu max -smp 2 -m 768 -nographic -nic none -no-reboot \
+		-drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+		-drive if=pflash,format=raw,file="$(DISK).variables" -drive if=virtio,format=raw,file="$(DISK)"
 
 # with the packages of $(PYTHON) itself: nothing is installed
 check:

@@ -158,11 +158,17 @@ def test_tour(machine: Machine) -> None:
 
 OURS = ("make ", "apk-atomic ")
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TYPED = ("status", "add", "upgrade", "rollback")
 # Who runs what stands in the blocks for a shell, by the beginning of the line: those that set up a machine, the last of
 # which would run this test, and a chapter that needs a machine of its own.
 ELSEWHERE = {
     "make demo": ("tests/test_demo.py", '"-m", "tests.demo"'),
-    "make test": (".ci/run", "make test"),
+    "make test-boot": ("Makefile", "test-boot:\n"),
+    "make test ": (".ci/run", "make test"),
+    "make disk": ("tests/boot/test_tryout.py", '"## A machine to try it on\\n"'),
+    "make machine": ("tests/boot/test_tryout.py", "make"),
+    "apk-atomic init": ("tests/install/test_init.py", '"## Making a new system\\n"'),
+    **{f"apk-atomic {verb}": ("tests/boot/test_tryout.py", "typed") for verb in TYPED},
     "apk-atomic adopt": ("tests/install/test_adopt.py", '"## Taking over an existing system\\n"'),
 }
 

@@ -1,9 +1,9 @@
 """A small distribution in packages, from which a disk's first generation is installed as Alpine's would be.
 
-`alpine-base` is the tree of `rootfs` (busybox, apk, python3), with a console for tests on the serial line; `openrc`
-and `mkinitfs` really do, in little, what a boot needs of them. Where $MKINITFS_ROOT names a staged install, that is the
-generator: mkinitfs, with the programs that it needs beyond busybox (kmod, lddtree, GNU cpio and find, a shell that does
-not prefer busybox's applets). Knows nothing of disks or volumes.
+`alpine-base` is the tree of `rootfs` (busybox, apk, python3), with a console for tests or a shell on the serial line;
+`openrc` and `mkinitfs` really do, in little, what a boot needs of them. Where $MKINITFS_ROOT names a staged install,
+that is the generator: mkinitfs, with the programs that it needs beyond busybox (a kmod that reads .ko.gz, lddtree,
+install, GNU cpio and find, a shell that does not prefer busybox's applets). Knows nothing of disks or volumes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from tests.support.packages import Directory, Entry, File, Package, Symlink
 
 STAGED = "MKINITFS_ROOT"
 GUEST = Path(__file__).parent / "guest"
+CONSOLE, SHELL = "/sbin/console", "-/bin/sh"
 INITTAB = """\
 ::sysinit:/sbin/openrc sysinit
 ::ctrlaltdel:/sbin/reboot
-ttyS0::respawn:/sbin/console
+ttyS0::respawn:{terminal}
 """
 MKINITFS_CONFIG = "etc/mkinitfs/mkinitfs.conf"
 SHADOW = "root:*::0:::::\nnobody:!::0:::::\n"
@@ -46,10 +47,10 @@ def inputs() -> Iterator[str]:
     yield from rootfs.project_inputs()
 
 
-def packages(compression: str) -> tuple[Package, ...]:
+def packages(compression: str, terminal: str = CONSOLE) -> tuple[Package, ...]:
     """alpine-base, btrfs-progs, apk-atomic, openrc, mkinitfs: with a kernel, all that a disk needs to boot.
 
-    `compression` is mkinitfs's `initfscomp`, "gzip" or "none".
+    `compression` is mkinitfs's `initfscomp`, "gzip" or "none"; `terminal` runs on the serial line.
     """
     with tempfile.TemporaryDirectory(prefix="distribution-") as place:
         root = Path(place)
@@ -61,7 +62,7 @@ def packages(compression: str) -> tuple[Package, ...]:
         tools = _without(_entries(root), base, project)
         generator = _generator(root, base | project | tools)
     base |= {
-        "etc/inittab": File(INITTAB.encode()),
+        "etc/inittab": File(INITTAB.format(terminal=terminal).encode()),
         "etc/shadow": File(SHADOW.encode(), 0o640, (0, 42)),
         "sbin/console": _program("console"),
     }

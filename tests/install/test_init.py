@@ -20,6 +20,7 @@ from tests.install.disks import DRIVER, NAME, PROGRAM, small_packages
 from tests.install.lab import PROGRAM as INIT
 from tests.install.lab import PROJECT, SIZE, SMALL, Lab, Said, mounted
 from tests.support.apks import which_apk
+from tests.support.bootpackages import kernel_package
 from tests.support.btrfsctl import is_read_only
 from tests.support.isolation import session_key
 from tests.support.packages import File, Package, Repository
@@ -202,6 +203,25 @@ def test_a_whole_disk_of_which_the_kernel_makes_partition_nodes(lab: Lab) -> Non
         assert what == b"btrfs\n"
         menu = subprocess.check_output(["mtype", "-i", f"{disk}p1", f"::/{loaders.DIRECTORY}/refind.conf"], text=True)
     assert "menuentry" in menu
+
+
+def test_the_lines_of_readme(lab: Lab) -> None:
+    """With the devices, files, apk and repository of this place for those of the reader's."""
+    lab.repository.publish(kernel_package("6.12.3-r0", "virt"))
+    (lab.place / "id_ed25519.pub").write_text("ssh-ed25519 AAAAC3 me\n")
+    (lab.place / "password").write_text("open sesame\n")
+    chapter = (PROJECT / "README.md").read_text().partition("## Making a new system\n")[2]
+    lines = chapter.partition("```sh\n")[2].partition("```")[0].splitlines()
+    disk = lab.place / "vdb.img"
+    with disk.open("wb") as file:
+        file.truncate(4 << 30)
+    with loop.attached(str(disk)) as device:
+        for line in lines:
+            command, _, target, *words = line.partition(" #")[0].split()
+            names = {name: f"{lab.place}/{name}" for name in ("id_ed25519.pub", "password", "tower.img")}
+            words = [names.get(word, word) for word in words]
+            said = lab.run(lab.words("--yes", *words, target=names.get(target, device)))
+            assert (command, said.status) == ("apk-atomic", 0), said.stderr
 
 
 def test_the_question_is_answered_by_yes_only(lab: Lab) -> None:
