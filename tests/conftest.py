@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -13,11 +14,23 @@ from tests.support.world import Guest, Volume, make_volume
 
 NEEDS_REAL = pytest.StashKey[Sequence[str]]()
 REASON = "needs the real apk"
+IGNORED_BY_CALLERS = (
+    signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _notice_signals()
     config.addinivalue_line("markers", "real_apk: the case goes beyond what the stand-in for apk can do")
     config.stash[NEEDS_REAL] = ()
+
+
+def _notice_signals() -> None:
+    """What nohup ignores, or a shell for what it starts in the background, everything that we start would ignore."""
+    for number in IGNORED_BY_CALLERS:
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
