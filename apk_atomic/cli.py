@@ -227,7 +227,13 @@ def _auto(context: Context, words: list[str], _: AtomicOptions) -> int:
     return auto.run(context, wishes)
 
 
-_READING = ("status", "diff", "prove")
+def _doctor(context: Context, words: list[str], _: AtomicOptions) -> int:
+    from apk_atomic.commands import doctor
+
+    return doctor.run(context, words)
+
+
+_READING = ("status", "diff", "prove", "doctor")
 
 
 class _Verb(NamedTuple):
@@ -250,6 +256,7 @@ _VERBS = {
     "adopt": _Verb(_adopt, ("wait",)),
     "boot-config": _Verb(_boot_config, ("wait", "volume")),
     "auto": _Verb(_auto, ()),
+    "doctor": _Verb(_doctor, ("volume",)),
 }
 
 

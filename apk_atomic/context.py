@@ -18,7 +18,7 @@ from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 CONFIG = "etc/apk-atomic/apk-atomic.toml"
-_UNCHANGED = "\nnothing was changed"
+UNCHANGED = "\nnothing was changed"  # the end of what is said of a wrong configuration
 _CONFIG_LIMIT = 1 << 20  # bytes
 
 
@@ -57,7 +57,7 @@ class Context(NamedTuple):
         try:
             return read_config(opened)
         except UsageError as error:
-            self.console.warn(f"{error.message.removesuffix(_UNCHANGED)}; going on with the defaults")
+            self.console.warn(f"{error.message.removesuffix(UNCHANGED)}; going on with the defaults")
             return None
 
     @contextmanager

@@ -40,25 +40,31 @@ class Esp(Protocol):
     def write(self, path: str, data: bytes) -> None:
         """Replaces the file, and makes the directories above it; durable when this returns."""
 
+    def free(self) -> int | None:
+        """Bytes that there is room for; None where that is not known."""
+
 
 @contextmanager
-def opened(place: str, signals: Signals) -> Iterator[Esp]:
+def opened(place: str, signals: Signals, *, writable: bool = True) -> Iterator[Esp]:
     """The ESP that `place` names: a block device, or a directory where it is mounted.
 
-    A device is mounted in the mount namespace of this process, which has to be private already. Raises UsageError for
+    A device is mounted in the mount namespace of this process, which has to be private already; unless `writable`,
+    nothing is changed on it. Raises UsageError for
     what is neither, CheckFailed for a device that cannot be mounted.
     """
     try:
         found = os.stat(place)
     except OSError as error:
         raise UsageError(f"the ESP {place}: {error.strerror}") from error
-    if stat.S_ISDIR(found.st_mode):
-        yield from _in_directory(place, mounted_at(place))
+    is_directory = stat.S_ISDIR(found.st_mode)
+    there = place if is_directory or writable else _mounted_place(found.st_rdev)
+    if is_directory or (there and not writable):
+        yield from _in_directory(there, mounted_at(there), writable=writable)
     elif not stat.S_ISBLK(found.st_mode):
         raise UsageError(f"the ESP {place} is neither a block device nor a directory")
-    elif _mount(place):
+    elif _mount(place, writable=writable):
         try:
-            yield from _in_directory(PLACE, os.path.realpath(place))
+            yield from _in_directory(PLACE, os.path.realpath(place), writable=writable)
         finally:
             mounts.unmount(PLACE)
     else:
@@ -100,21 +106,30 @@ def mounted_at(directory: str) -> str:
     return ""
 
 
-def _in_directory(path: str, device: str) -> Iterator[Esp]:
+def _mounted_place(number: int) -> str:
+    """Where the block device `number` is mounted as a FAT; "" for nowhere. The kernel refuses a second mount that is
+    read-only where the first is not."""
+    name = f"{os.major(number)}:{os.minor(number)}"
+    table = mounts.mount_table() if number else ()
+    return next((mount.point for mount in table if mount.device == name and mount.fstype == "vfat"), "")
+
+
+def _in_directory(path: str, device: str, *, writable: bool) -> Iterator[Esp]:
     directory = os.open(path, _DIRECTORY | os.O_CLOEXEC)
     try:
         yield _Mounted(directory, device)
-        files.syncfs(directory)
+        if writable:
+            files.syncfs(directory)
     finally:
         os.close(directory)
 
 
-def _mount(device: str) -> bool:
+def _mount(device: str, *, writable: bool) -> bool:
     """False where the kernel does not know vfat; the system call makes it load the module if there is one."""
     make_run_directory()
     os.makedirs(PLACE, mode=0o700, exist_ok=True)
     try:
-        mounts.mount(device, PLACE, "vfat", _FLAGS)
+        mounts.mount(device, PLACE, "vfat", _FLAGS | (0 if writable else mounts.RDONLY))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return False
@@ -145,6 +160,10 @@ class _Mounted:
             files.write_durable(self._directory, path, data, 0o755)
         except OSError as error:
             raise _refused(path, error.strerror or "", full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+    def free(self) -> int | None:
+        room = os.fstatvfs(self._directory)
+        return room.f_bavail * room.f_frsize
 
     def _make_parents(self, path: str) -> None:
         """A new directory's name is flushed by whoever flushes the directory that it is in."""
@@ -199,6 +218,12 @@ class _ByTools:
         self._must(path, "mren", "-D", "o", "-i", self.device, f"::/{path}{_NEW}", f"::/{path}")
         self._flush()
         self._known[path] = data
+
+    def free(self) -> int | None:
+        self._run("mdir", "-i", self.device, "::/")
+        last = self._said.splitlines()[-1:] or [""]
+        digits = "".join(char for char in last[0].partition(" bytes free")[0] if char.isdigit())
+        return int(digits) if digits and last[0].endswith("bytes free") else None
 
     def _make_parents(self, path: str) -> None:
         parts = path.split("/")

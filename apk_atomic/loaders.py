@@ -44,6 +44,24 @@ class LoaderFiles:
     own_directory: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Of the files of `LoaderFiles`, without their content."""
+
+    program: str
+    beside: tuple[str, ...]
+    config: str
+    own_directory: bool
+
+
+def names_of(loader: Loader) -> Names:
+    """Under which names a loader's files lie in DIRECTORY, on this machine."""
+    name = suffix()
+    if loader is Loader.GRUB:
+        return Names(f"grub{name}.efi", (), "grub.cfg", own_directory=False)
+    return Names(f"refind_{name}.efi", (f"drivers_{name}/btrfs_{name}.efi",), "refind.conf", own_directory=True)
+
+
 def suffix() -> str:
     """x64 or aa64, as in BOOTX64.EFI; UsageError on a machine whose UEFI we do not know."""
     machine = os.uname().machine
@@ -76,16 +94,16 @@ def find(loader: Loader, places: Iterable[str], signals: Signals) -> LoaderFiles
 
 
 def _read_refind(place: str) -> LoaderFiles | None:
-    name = suffix()
-    program, driver = f"refind_{name}.efi", f"btrfs_{name}.efi"
-    directories = (f"drivers_{name}", f"drivers_{os.uname().machine}")  # upstream's and Debian's; Alpine's
+    names = names_of(Loader.REFIND)
+    program, (inside,) = names.program, names.beside
+    directory, _, driver = inside.partition("/")
+    directories = (directory, f"drivers_{os.uname().machine}")  # upstream's and Debian's; Alpine's
     with _reader(place) as read:
         for base in ("", "refind/"):
             content = read(base + program)
             found = next(filter(None, (read(f"{base}{each}/{driver}") for each in directories)), None)
             if content and found:
-                beside = ((f"drivers_{name}/{driver}", found),)
-                return LoaderFiles(program, content, beside, "refind.conf", own_directory=True)
+                return LoaderFiles(program, content, ((inside, found),), names.config, names.own_directory)
     return None
 
 
@@ -121,7 +139,8 @@ def _read_file(path: str) -> bytes | None:
 
 def _make_grub(signals: Signals) -> LoaderFiles:
     """GRUB's image with its modules inside; its prefix is our directory of the partition that it is started from."""
-    program = f"grub{suffix()}.efi"
+    names = names_of(Loader.GRUB)
+    program = names.program
     with tempfile.TemporaryDirectory(prefix="apk-atomic-") as place:
         argv = [
             "grub-mkimage", "--format", _GRUB_FORMATS[os.uname().machine], "--prefix", f"/{DIRECTORY}",
@@ -134,4 +153,4 @@ def _make_grub(signals: Signals) -> LoaderFiles:
         content = _read_file(f"{place}/{program}")
     if done.status or not content:
         raise UsageError(f"grub-mkimage failed: {done.output.strip()}", hint="apk add grub grub-efi")
-    return LoaderFiles(program, content, (), "grub.cfg", own_directory=False)
+    return LoaderFiles(program, content, (), names.config, names.own_directory)

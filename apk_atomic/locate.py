@@ -32,7 +32,7 @@ class Located(NamedTuple):
 def running() -> Located:
     """The volume that `/` is on; NotSuchRoot says what `/` is instead."""
     table = mounts.mount_table()
-    root = _root_mount(table)
+    root = root_mount(table)
     if root.fstype != "btrfs":
         raise NotSuchRoot(f"/ is not on btrfs but on {root.fstype}; nothing was changed", hint=_HINT)
     generation = generation_of(root.root)
@@ -53,7 +53,7 @@ def running() -> Located:
 def booted_generation() -> str | None:
     """ID of the generation that `/` is, None when it is none; needs no privilege."""
     try:
-        return generation_of(_root_mount(mounts.mount_table()).root)
+        return generation_of(root_mount(mounts.mount_table()).root)
     except NotSuchRoot:
         return None
 
@@ -84,7 +84,7 @@ def generation_of(subvolume: str) -> str | None:
     return None
 
 
-def _root_mount(table: tuple[mounts.Mount, ...]) -> mounts.Mount:
+def root_mount(table: tuple[mounts.Mount, ...]) -> mounts.Mount:
     """The mount of `/`, or of the lower layer where `/` is an overlay (overlaytmpfs of mkinitfs)."""
     at_root = [entry for entry in table if entry.point == "/"]
     if not at_root:

@@ -88,6 +88,19 @@ def entry(device: str, program: str, signals: Signals, efivars: str = EFIVARS, s
         return ""
 
 
+def has_entry(device: str, program: str, signals: Signals, efivars: str = EFIVARS, sysfs: str = _BLOCK) -> bool | None:
+    """Whether the firmware has an entry that starts `program` from the ESP `device`; None where nobody can say."""
+    if not os.path.isdir(efivars) or not os.listdir(efivars):
+        return None
+    place = partition(device, signals, sysfs) if device else None
+    if place is None or not place.guid:
+        return None
+    try:
+        return bool(number_in(_listing(signals), place, _on_esp(program)))
+    except CannotRun:
+        return None
+
+
 def order_from(number: str, signals: Signals) -> str:
     """The boot order that begins with entry `number`, as `efibootmgr --bootorder` takes it."""
     order = _fields(_listing(signals)).get("BootOrder", "").split(",")

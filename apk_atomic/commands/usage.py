@@ -84,6 +84,7 @@ VERBS: Mapping[str, Verb] = {
     "init": Verb("DEVICE|IMAGE …", "a new system on a disk, in an image file, on a partition"),
     "adopt": Verb("[--finish] …", "the layout for the system that runs, without reinstalling it"),
     "boot-config": Verb("[--install] …", "the static boot menu; with --install, onto the ESP"),
+    "doctor": Verb("[--esp DIR|DEVICE] [--json]", "what is wrong with this system, and what to type next"),
 }  # fmt: skip
 
 OPTIONS: Mapping[str, tuple[str, str]] = {

@@ -173,6 +173,9 @@ class Failing:
     def read(self, path: str) -> bytes | None:
         return self.inner.read(path)
 
+    def free(self) -> int | None:
+        return self.inner.free()
+
     def write(self, path: str, data: bytes) -> None:
         if self.writes == 0:
             raise Cut(path)
