@@ -14,7 +14,7 @@ from apk_atomic.atomic_options import AtomicOptions, require_only, split_atomic
 from apk_atomic.cmdline import Kind, Line
 from apk_atomic.console import Console
 from apk_atomic.context import Context
-from apk_atomic.errors import AtomicError, CheckFailed, Refused, UsageError
+from apk_atomic.errors import AtomicError, CheckFailed, NotSuchRoot, Refused, UsageError
 
 INSIDE = "/run/apk-atomic/inside"
 _CONFIG = ("/etc/apk/config", "/lib/apk/config")
@@ -84,9 +84,7 @@ def _apk(context: Context, line: Line) -> int:
         apk.pass_through(line)
     require_only(line.atomic, _OF_APK[line.kind], "a line of apk's that changes nothing")
     if line.kind is Kind.CHANGE:
-        from apk_atomic.commands import change
-
-        return change.run(context, line)
+        return _change(context, line)
     if line.kind is Kind.QUERY:
         apk.query(context, line)
     if line.kind is Kind.SIMULATE:
@@ -94,6 +92,18 @@ def _apk(context: Context, line: Line) -> int:
     if line.kind is Kind.CACHE:
         apk.cache(context, line)
     return apk.pass_through(line)
+
+
+def _change(context: Context, line: Line) -> int:
+    from apk_atomic.commands import apk, change
+
+    try:
+        return change.run(context, line)
+    except NotSuchRoot as error:
+        if context.argv[0] == "apk-atomic" or context.spec is not None:
+            raise
+        # Who said `apk` need not know of us: a drop-in must not leave him without any.
+        raise NotSuchRoot(error.message, hint=f"{error.hint}; {apk.real_apk()} changes this root in place") from error
 
 
 def _is_live_root(root: str) -> bool:

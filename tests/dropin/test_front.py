@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from apk_atomic import cmdline
-from tests.dropin.world import BARE, FRONT, HELLO, LIBEXEC, is_pending, make_pending, probe_instead_of_apk, told
+from tests.dropin.world import BARE, FRONT, HELLO, LIBEXEC, PIVOT, is_pending, make_pending, probe_instead_of_apk, told
+from tests.support import btrfsctl
 from tests.support.guest import PATH, USER_ID
 from tests.support.rootfs import PROJECT, install_drop_in
 from tests.support.world import Guest, Result, Volume, make_volume
@@ -153,6 +154,20 @@ def test_what_changes_nothing_works_without_apk_atomic(volume: Volume) -> None:
     assert (apk(guest, "info").status, apk(guest, "info").stderr) == (0, "")
     simulated = apk(guest, "add", "-s", "hello")
     assert (simulated.status, "Installing hello" in simulated.stdout, "hint" in simulated.stderr) == (0, True, False)
+
+
+@pytest.mark.parametrize("name", [FRONT, "apk-atomic"])
+def test_system_without_generations_is_not_left_without_apk(volume: Volume, name: str) -> None:
+    """The drop-in refuses there too, but says who does it."""
+    volume.repo.publish(HELLO)
+    guest = volume.boot()
+    btrfsctl.snapshot(volume.tree(), volume.top / "@flat", read_only=False)
+    script = f"mount -t btrfs -o rw,subvol=/@flat {volume.device} /mnt\n" + PIVOT.format(root="/mnt")
+    refused = guest.run(["unshare", "--mount", "sh", "-ec", script, "sh", name, "add", "hello"])
+    assert (refused.status, "/ is /@flat of its btrfs volume" in refused.stderr) == (101, True)
+    assert ("/sbin/apk changes this root in place" in refused.stderr) == (name == FRONT)
+    done = guest.run(["unshare", "--mount", "sh", "-ec", script, "sh", BARE, "add", "hello"])
+    assert (done.status, (volume.top / "@flat/usr/bin/hello").exists()) == (0, True)
 
 
 def test_no_apk_at_all(probed: Guest) -> None:

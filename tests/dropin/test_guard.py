@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.world import BARE, GUARD, HELLO
+from tests.dropin.world import BARE, GUARD, HELLO, PIVOT
 from tests.support import btrfsctl
 from tests.support.apks import which_apk
 from tests.support.rootfs import PROJECT, install_drop_in
@@ -21,12 +21,6 @@ ADD = (BARE, "add", "hello")
 # In a PID namespace PID 1 is of this machine, as on a real one; the guest's own PID 1 is the host's.
 AS_A_MACHINE = ("unshare", "--mount", "--pid", "--fork", "sh", "-ec")
 MACHINE = 'mount -t proc proc /proc && exec "$@"\n'
-PIVOT = """\
-for each in dev run var/cache var/log; do mount --rbind /$each {root}/$each; done
-mount -t proc proc {root}/proc
-cd {root} && mkdir -p tmp/old && pivot_root . tmp/old && umount -l /tmp/old
-exec "$@"
-"""
 OVERLAY = """\
 mkdir -p /tmp/o && mount -t tmpfs tmpfs /tmp/o && cd /tmp/o && mkdir lower upper work new
 mount -t btrfs -o ro,noatime,subvol=/snapshots/{booted}/@ {device} lower

@@ -16,6 +16,14 @@ GUARD = "/lib/apk/commit_hooks.d/apk-atomic"
 BARE = "/sbin/apk"
 HELLO = Package("hello", files={"usr/bin/hello": File(b"#!/bin/sh\necho hello\n", 0o755)})
 
+# The rest of a script that has mounted another root at {root}.
+PIVOT = """\
+for each in dev run var/cache var/log; do mount --rbind /$each {root}/$each; done
+mount -t proc proc {root}/proc
+cd {root} && mkdir -p tmp/old && pivot_root . tmp/old && umount -l /tmp/old
+exec "$@"
+"""
+
 # All of it in one go, to its stdout or to $PROBE; $STATUS is its exit status.
 PROBE = r"""#!/bin/sh
 [ -z "$PROBE" ] || exec >>"$PROBE"
