@@ -82,11 +82,11 @@ def usual_place(text: str, signals: Signals, *, running: bool) -> str:
             return point
     for entry in fstab.parse(text):
         if entry.fstype == "vfat" and entry.mountpoint in _USUAL:
-            return device_of(entry.device, signals)
+            return _device(entry.device, signals)
     return ""
 
 
-def device_of(spec: str, signals: Signals) -> str:
+def _device(spec: str, signals: Signals) -> str:
     """The device of an fstab line's first field; "" where it is not here. findfs is util-linux's or busybox's."""
     if spec.startswith("/"):
         return spec if os.path.exists(spec) else ""

@@ -19,7 +19,7 @@ from apk_atomic import (
     btrfs,
     chroot,
     decompress,
-    esp,
+    disks,
     files,
     fstab,
     generator,
@@ -175,7 +175,7 @@ def _remove_placeholder(directory: int, name: str) -> None:
 
 def copy_boot(root: int, separate: Separate, first: First) -> None:
     """Copies what a /boot of its own holds into boot/ of the root, but for what belongs to boot loaders."""
-    device = esp.device_of(separate.device, first.work.signals)
+    device = disks.find(separate.device)
     if not device:
         raise CheckFailed(f"/boot is on {separate.device}, which is not here; nothing was changed")
     os.makedirs(_BOOT, mode=0o700, exist_ok=True)

@@ -21,6 +21,7 @@ from apk_atomic import (
     adoptstate,
     bootinstall,
     btrfs,
+    disks,
     esp,
     files,
     firstroot,
@@ -197,12 +198,12 @@ def _without_blockers(plan: Plan) -> Plan:
 def _check_loader(choices: Choices, plan: Plan, signals: Signals) -> LoaderFiles:
     """That the loader's files and the ESP can be read. Raises UsageError, CheckFailed."""
     found = loaders.find(choices.loader, [choices.refind or f"/{loaders.REFIND}"], signals)
-    with esp.opened(_esp_place(plan, signals), signals):
+    with esp.opened(_esp_place(plan), signals):
         return found
 
 
-def _esp_place(plan: Plan, signals: Signals) -> str:
-    place = plan.esp if os.path.isdir(plan.esp) else esp.device_of(plan.esp, signals)
+def _esp_place(plan: Plan) -> str:
+    place = plan.esp if os.path.isdir(plan.esp) else disks.find(plan.esp)
     if not place:
         raise CheckFailed(f"the ESP {plan.esp} is not here; nothing was changed", hint="--esp DEVICE")
     return place
@@ -503,7 +504,7 @@ def _install_menu(
     try:
         found = nvram.partition(work.volume.device, work.signals)
         menu, warnings = bootinstall.compose(work.volume, work.config, wishes, found.guid if found else "")
-        with esp.opened(_esp_place(plan, work.signals), work.signals) as target:
+        with esp.opened(_esp_place(plan), work.signals) as target:
             done = bootinstall.install(work, target, loader, menu, fallback=False)
             device = target.device
         warnings = (*warnings, *done.warnings)

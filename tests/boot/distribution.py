@@ -55,11 +55,11 @@ def packages(compression: str, terminal: str = CONSOLE) -> tuple[Package, ...]:
     with tempfile.TemporaryDirectory(prefix="distribution-") as place:
         root = Path(place)
         rootfs.fill_base(root)
-        base = _entries(root)
+        base = entries(root)
         rootfs.install_project(root)
-        project = _without(_entries(root), base)
+        project = _without(entries(root), base)
         add_binary(root, Path(shutil.which("btrfs") or "btrfs"), "sbin/btrfs")
-        tools = _without(_entries(root), base, project)
+        tools = _without(entries(root), base, project)
         generator = _generator(root, base | project | tools)
     base |= {
         "etc/inittab": File(INITTAB.format(terminal=terminal).encode()),
@@ -84,7 +84,7 @@ def _generator(root: Path, others: Mapping[str, Entry]) -> Package:
     staged = os.environ.get(STAGED)
     if not staged:
         return _with(generator_package(), {"sbin/nlplug-findfs": _program("nlplug-findfs")})
-    names = set(_entries(Path(staged)))
+    names = set(entries(Path(staged)))
     for name in names:
         source, target = Path(staged, name), root / name
         if not source.is_dir() or source.is_symlink():
@@ -94,7 +94,7 @@ def _generator(root: Path, others: Mapping[str, Entry]) -> Package:
             target.symlink_to(os.readlink(source))
         elif source.is_file():
             add_binary(root, source, name)
-    found = {name: entry for name, entry in _entries(root).items() if name in names or name not in others}
+    found = {name: entry for name, entry in entries(root).items() if name in names or name not in others}
     files = {name: entry for name, entry in found.items() if not isinstance(entry, Directory)}
     return dataclasses.replace(generator_package(), files=files)
 
@@ -112,7 +112,7 @@ def _program(name: str) -> File:
     return File((GUEST / name).read_bytes(), 0o755)
 
 
-def _entries(root: Path) -> dict[str, Entry]:
+def entries(root: Path) -> dict[str, Entry]:
     """Every file, link and directory of a tree that a package can own."""
     return {name: entry for name, entry in _walk(root) if not name.startswith(_NOT_PACKAGED)}
 

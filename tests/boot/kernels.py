@@ -21,7 +21,8 @@ from tests.support.imagecache import cache_directory, locked
 from tests.support.packages import Entry, File, Package
 
 FLAVOR = "lts"
-WANTED = ("btrfs", "virtio_blk", "virtio_pci")
+# the volume, the disk, the firmware's variables, the ESP
+WANTED = ("btrfs", "virtio_blk", "virtio_pci", "efivarfs", "vfat", "nls_cp437", "nls_ascii")
 COUNT = 2
 _NAMES = r"^linux-image-[0-9]+\.[0-9]+\.[0-9]+.*-cloud-amd64$"
 _APT = ("-qq", "-o", "APT::Sandbox::User=root")
@@ -57,7 +58,7 @@ class Kernel:
 
 def debian_kernels() -> tuple[Kernel, Kernel]:
     """The second newest and the newest cloud kernel of Debian's archive, downloaded if they are not there yet."""
-    place = cache_directory() / "kernels"
+    place = cache_directory() / f"kernels-{'-'.join(WANTED)}"
     with locked(cache_directory() / "kernels.lock"):
         if not place.exists():
             part = place.with_name("kernels-part")

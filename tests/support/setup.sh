@@ -65,10 +65,11 @@ install_packages() {
 
 # The boot tests take emulator, firmware, boot loader and kernel from Debian, so that they are the same everywhere.
 missing_for_boots() {
-	for tool in qemu-system-x86_64 apt-get dpkg-deb; do
+	for tool in qemu-system-x86_64 grub-mkimage efibootmgr apt-get dpkg-deb; do
 		have "$tool" || printf '%s ' "$tool"
 	done
-	for file in /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/refind/refind/drivers_x64/btrfs_x64.efi; do
+	for file in /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/refind/refind/drivers_x64/btrfs_x64.efi \
+		/usr/lib/grub/x86_64-efi/moddep.lst; do
 		[ -e "$file" ] || printf '%s ' "$file"
 	done
 }
@@ -80,7 +81,7 @@ install_for_boots() {
 	echo refind refind/install_to_esp boolean false | debconf-set-selections
 	apt-get update -qq </dev/null
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 ovmf refind \
-		</dev/null >/dev/null
+		grub-common grub-efi-amd64-bin efibootmgr </dev/null >/dev/null
 }
 
 load_modules() {
