@@ -75,8 +75,8 @@ class First:
 
     @property
     def place(self) -> RootPlan:
-        """The root for programs that run in it: without commons, of which there are none yet."""
-        return staged.plan_staged(self.work.volume, self.work.config, self.id, self.text)._replace(commons=())
+        """The root for programs that run in it: without the fstab's commons, of which there are none yet."""
+        return staged.plan_staged(self.work.volume, self.work.config, self.id, "")
 
 
 @contextmanager
