@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from apk_atomic import files, locate, mounts, session, volume
 from apk_atomic.config import Config, load
 from apk_atomic.console import Console
-from apk_atomic.errors import UsageError
+from apk_atomic.errors import AtomicError, UsageError
 from apk_atomic.names import redact_argv
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -19,7 +19,10 @@ from apk_atomic.volume import Volume
 
 CONFIG = "etc/apk-atomic/apk-atomic.toml"
 UNCHANGED = "\nnothing was changed"  # the end of what is said of a wrong configuration
+_ATTEMPTS = 5  # to read what nobody replaces meanwhile
 _CONFIG_LIMIT = 1 << 20  # bytes
+
+T = TypeVar("T")
 
 
 class Context(NamedTuple):
@@ -68,6 +71,32 @@ class Context(NamedTuple):
         mounts.make_private()
         with volume.opened(located, writable=False) as found:
             yield found
+
+
+def steadily(opened: Volume, act: Callable[[], T]) -> T:
+    """What `act`, which reads a volume without a lock, comes to while nobody replaces `current`.
+
+    A commit that takes place meanwhile may remove what `act` had chosen, whether it then fails or not. So it is called
+    again, a few times at most, where `current` is not what it was before.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        before = _pointer(opened)
+        try:
+            found = act()
+        except (AtomicError, OSError):
+            if _pointer(opened) == before:
+                raise
+        else:
+            if _pointer(opened) == before:
+                return found
+    return act()
+
+
+def _pointer(opened: Volume) -> str:
+    try:
+        return os.readlink("current", dir_fd=opened.top)
+    except OSError:
+        return ""
 
 
 def read_config(opened: Volume) -> Config:

@@ -6,7 +6,7 @@ import json
 import os
 
 from apk_atomic import files, installed, report, volume
-from apk_atomic.context import Context
+from apk_atomic.context import Context, steadily
 from apk_atomic.errors import UsageError
 from apk_atomic.model import PackageChanges, State
 from apk_atomic.retention import named
@@ -16,9 +16,7 @@ from apk_atomic.volume import Volume
 def run(context: Context, first: str | None, second: str | None, *, as_json: bool) -> int:
     """Without operands: booted and next, or if they are the same the first fallback and next; with one: it and next."""
     with context.opened() as opened:
-        state = volume.read_state(opened)
-        before, after = choose(state, first, second)
-        changes = installed.difference(_database(opened, before), _database(opened, after))
+        before, after, changes = steadily(opened, lambda: _compare(opened, first, second))
     if as_json:
         context.console.answer(json.dumps(_as_json(before, after, changes)))
         return 0
@@ -28,6 +26,11 @@ def run(context: Context, first: str | None, second: str | None, *, as_json: boo
     if changes.is_empty:
         context.console.note("the same packages")
     return 0
+
+
+def _compare(opened: Volume, first: str | None, second: str | None) -> tuple[str, str, PackageChanges]:
+    before, after = choose(volume.read_state(opened), first, second)
+    return before, after, installed.difference(_database(opened, before), _database(opened, after))
 
 
 def choose(state: State, first: str | None, second: str | None) -> tuple[str, str]:

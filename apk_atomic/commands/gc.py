@@ -6,7 +6,11 @@ import json
 import time
 
 from apk_atomic import session, volume
-from apk_atomic.context import Context, read_config
+from apk_atomic.config import Config
+from apk_atomic.context import Context, read_config, steadily
+from apk_atomic.model import State
+from apk_atomic.retention import Victim
+from apk_atomic.volume import Volume
 
 
 def run(context: Context, *, dry_run: bool, as_json: bool, wait: float = 0) -> int:
@@ -14,14 +18,10 @@ def run(context: Context, *, dry_run: bool, as_json: bool, wait: float = 0) -> i
     now = time.time()
     if dry_run:
         with context.opened() as opened:
-            state = volume.read_state(opened)
-            victims = session.plan_garbage(opened, read_config(opened), state, now)
-            links = session.stale_links(opened, now)
+            state, victims, links = steadily(opened, lambda: _plan(opened, read_config(opened), now))
     else:
         with context.locked(wait=wait) as work:
-            state = volume.read_state(work.volume)
-            victims = session.plan_garbage(work.volume, work.config, state, now)
-            links = session.stale_links(work.volume, now)
+            state, victims, links = _plan(work.volume, work.config, now)
             session.collect(work, victims)
             session.collect_links(work, links)
             session.announce(work)
@@ -38,3 +38,9 @@ def run(context: Context, *, dry_run: bool, as_json: bool, wait: float = 0) -> i
     verb = "would be collected" if dry_run else "collected"
     context.console.note(f"{len(victims)} {verb}, {kept} kept")
     return 0
+
+
+def _plan(opened: Volume, config: Config, now: float) -> tuple[State, tuple[Victim, ...], tuple[str, ...]]:
+    """The generations that there are, those of them that go, and links directories that go."""
+    state = volume.read_state(opened)
+    return state, session.plan_garbage(opened, config, state, now), session.stale_links(opened, now)

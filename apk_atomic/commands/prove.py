@@ -6,22 +6,27 @@ import json
 from collections.abc import Iterable
 
 from apk_atomic import bootable, volume
-from apk_atomic.context import Context, read_config
+from apk_atomic.context import Context, read_config, steadily
 from apk_atomic.errors import CheckFailed
 from apk_atomic.proof import Finding, Proof
 from apk_atomic.retention import named
+from apk_atomic.volume import Volume
 
 
 def run(context: Context, word: str | None, *, as_json: bool) -> int:
     """0 when it would boot, 104 when not; the findings are the answer. Without an operand, the next generation."""
     with context.opened() as opened:
-        name = named(volume.read_state(opened), word or "next")
-        verdict = bootable.prove_sealed(opened, read_config(opened), name)
+        name, verdict = steadily(opened, lambda: _prove(opened, word or "next"))
     if as_json:
         context.console.answer(json.dumps(_document(name, verdict)))
     else:
         _tell(context, name, verdict)
     return 0 if verdict.passed else CheckFailed.exit_code
+
+
+def _prove(opened: Volume, word: str) -> tuple[str, Proof]:
+    name = named(volume.read_state(opened), word)
+    return name, bootable.prove_sealed(opened, read_config(opened), name)
 
 
 def _tell(context: Context, name: str, verdict: Proof) -> None:

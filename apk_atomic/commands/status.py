@@ -10,10 +10,11 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from apk_atomic import locate, volume
 from apk_atomic.console import columns
-from apk_atomic.context import Context
+from apk_atomic.context import Context, steadily
 from apk_atomic.errors import NotSuchRoot
 from apk_atomic.lock import RUN
 from apk_atomic.model import Generation, Record, State
@@ -28,14 +29,10 @@ def run(context: Context, *, everything: bool, as_json: bool) -> int:
     if os.geteuid() != 0 and context.spec is None:
         return _public(context, as_json=as_json)
     with context.opened() as opened:
-        state = volume.read_slots(opened) if not everything else volume.read_state(opened)
-        shown = _shown(state, everything=everything)
-        records = {each.id: volume.read_record(opened, each.id) for each in shown}
-        total = volume.count_generations(opened)
-        if as_json:
-            context.console.answer(json.dumps(_document(state, shown, records, total)))
-            return 0
-        kernels = {each.id: _kernel(opened, each, records[each.id]) for each in shown}
+        state, shown, records, total, kernels = steadily(opened, lambda: _look(opened, everything=everything))
+    if as_json:
+        context.console.answer(json.dumps(_document(state, shown, records, total)))
+        return 0
     context.console.answer(headline(state))
     rows = [_HEADER, *(_row(state, each, records[each.id], kernels[each.id]) for each in shown)]
     for line in columns(rows):
@@ -46,6 +43,24 @@ def run(context: Context, *, everything: bool, as_json: bool) -> int:
     if total > len(shown):
         context.console.answer(f"and {total - len(shown)} in no slot: apk-atomic status --all, apk-atomic gc")
     return 0
+
+
+class _View(NamedTuple):
+    """What is shown; `total` counts those that are not, too."""
+
+    state: State
+    shown: list[Generation]
+    records: dict[str, Record | None]
+    total: int
+    kernels: dict[str, str]
+
+
+def _look(opened: Volume, *, everything: bool) -> _View:
+    state = volume.read_slots(opened) if not everything else volume.read_state(opened)
+    shown = _shown(state, everything=everything)
+    records = {each.id: volume.read_record(opened, each.id) for each in shown}
+    kernels = {each.id: _kernel(opened, each, records[each.id]) for each in shown}
+    return _View(state, shown, records, volume.count_generations(opened), kernels)
 
 
 def headline(state: State) -> str:
