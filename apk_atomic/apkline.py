@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, staged, volume
+from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, sharedcache, staged, volume
 from apk_atomic.chroot import Bind, RootPlan
-from apk_atomic.cmdline import Line, Role
+from apk_atomic.cmdline import Kind, Line, Role
 from apk_atomic.config import Config
 from apk_atomic.errors import CheckFailed, UsageError
 from apk_atomic.namespace import Command
@@ -123,24 +123,24 @@ def _cwd() -> str:
 # ---- without a transaction -------------------------------------------------------------------------------
 
 
-def exec_in_generation(
-    opened: Volume, config: Config, name: str, line: Line, *, copied_database: bool = False
-) -> NoReturn:
-    """Replaces this process by apk in the sealed generation NAME; see RootPlan for `copied_database`.
+def exec_in_generation(opened: Volume, config: Config, name: str, line: Line) -> NoReturn:
+    """Replaces this process by apk in the sealed generation NAME; what a line needs to write to is a copy.
 
     Raises CheckFailed when that cannot be done. The namespace of this process is the only one that sees the mounts.
     """
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
-    exec_in(plan._replace(copied_database=copied_database), root, line)
+    exec_in(plan._replace(copied_database=line.kind is Kind.CACHE), root, line)
 
 
 def exec_in(plan: RootPlan, root: int, line: Line) -> NoReturn:
     """Replaces this process by apk in the root of `plan`, which `root` is a descriptor of; otherwise the same."""
     call = command(root, line)
-    chroot.enter(plan._replace(binds=binds(line, plan, root)))
+    plan = plan._replace(binds=binds(line, plan, root))
+    chroot.enter(plan)
+    sharedcache.require(plan, line)
     namespace.change_directory(call.directory)
-    namespace.drop_capabilities()
+    namespace.drop_capabilities(sealed=True)
     replace_process(call)
 
 
@@ -197,10 +197,15 @@ def run_in_generation(
     try:
         plan = staged.plan_sealed(opened, config, name, root)
         plan = plan._replace(binds=binds(line, plan, root), copied_database=True)
-        call = command(root, line)._replace(silent=True, output=output, directory="/")
+        call = command(root, line)._replace(silent=True, output=output, directory="/", sealed=True)
     finally:
         os.close(root)
-    return namespace.run(call, lambda: chroot.enter(plan), signals, held=held)
+
+    def enter() -> None:
+        chroot.enter(plan)
+        sharedcache.require(plan, line)
+
+    return namespace.run(call, enter, signals, held=held)
 
 
 def is_remote(root: int) -> bool:

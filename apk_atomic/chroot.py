@@ -82,12 +82,35 @@ def enter(plan: RootPlan) -> None:
 
 
 def assemble(plan: RootPlan) -> None:
-    """Makes the root at ROOT, and leaves this process outside: for a program that is not in it, and works on it."""
+    """Makes the root at ROOT, and leaves this process outside: for a program that is not in it, and works on it.
+
+    Where that fails, nothing of it is left.
+    """
     umask = os.umask(0o022)
     os.makedirs(ROOT, mode=0o700, exist_ok=True)
-    flags = mounts.NOATIME | (mounts.RDONLY if plan.read_only else 0)
-    mounts.mount(plan.device, ROOT, "btrfs", flags, f"subvol={plan.subvolume}")
+    try:
+        flags = mounts.NOATIME | (mounts.RDONLY if plan.read_only else 0)
+        mounts.mount(plan.device, ROOT, "btrfs", flags, f"subvol={plan.subvolume}")
+        try:
+            _furnish(plan)
+        except BaseException:
+            with suppress(OSError):
+                mounts.unmount(ROOT, mounts.DETACH)
+            raise
+    finally:
+        os.umask(umask)
+
+
+def _furnish(plan: RootPlan) -> None:
+    """Mounts everything below the root that is at ROOT already."""
     root = os.open(ROOT, _DIRECTORY)
+    try:
+        _mount_all(root, plan)
+    finally:
+        os.close(root)
+
+
+def _mount_all(root: int, plan: RootPlan) -> None:
     _mount_system(root)
     _mount_tmp(root, plan.tmp)
     for common in plan.commons:
@@ -98,8 +121,6 @@ def assemble(plan: RootPlan) -> None:
         _provide_resolv(root, plan.resolv)
     if plan.copied_database:
         _make_database_writable(root, plan.commons)
-    os.close(root)
-    os.umask(umask)
 
 
 def find_apk(root: int) -> str | None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from apk_atomic import cmdline
+from apk_atomic import cmdline, settings
 from apk_atomic.atomic_options import AtomicOptions, require_only, split_atomic
 from apk_atomic.cmdline import Kind, Line
 from apk_atomic.console import Console
@@ -17,8 +17,6 @@ from apk_atomic.context import Context
 from apk_atomic.errors import AtomicError, CheckFailed, NotSuchRoot, Refused, UsageError
 
 INSIDE = "/run/apk-atomic/inside"
-_CONFIG = ("/etc/apk/config", "/lib/apk/config")
-_CONFIG_LIMIT = 1 << 20  # bytes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,6 +81,15 @@ def _apk(context: Context, line: Line) -> int:
         require_only(line.atomic, (), "apk inside of a change")
         apk.pass_through(line)
     require_only(line.atomic, _OF_APK[line.kind], "a line of apk's that changes nothing")
+    try:
+        return _carry_out(context, line)
+    except settings.SortedAgain as found:
+        return _carry_out(context, found.line)
+
+
+def _carry_out(context: Context, line: Line) -> int:
+    from apk_atomic.commands import apk
+
     if line.kind is Kind.CHANGE:
         return _change(context, line)
     if line.kind is Kind.QUERY:
@@ -115,15 +122,12 @@ def _is_live_root(root: str) -> bool:
 
 
 def _apk_config() -> list[str]:
-    """The lines of apk 3's configuration file, which may hold `simulate` or `root` (facts: apk-cli, 2.2)."""
-    named = os.environ.get("APK_CONFIG")
-    for path in (named,) if named is not None else _CONFIG:
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                return file.read(_CONFIG_LIMIT).splitlines()
-        except OSError:
-            continue
-    return []
+    """The lines of the running system's configuration of apk 3."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return settings.lines(root)
+    finally:
+        os.close(root)
 
 
 # ---- our verbs -------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ AUTO_POINTS = ("started", "refreshed", "planned", "downloaded", "remembered")
 # Those of `adopt` beside them, in its order: the layout's names are made, each common is copied, all are known to be
 # ours, each is in its place, the generation is known to be that of the adoption, the boot menu is written.
 ADOPTION = ("prepared", "copied", "known", "moved", "adopted", "menu")
+# Where one that reads without a lock has chosen the generation, and has not opened it.
+READING = ("chosen",)
 
 _SIGNALS = {
     "kill": signal.SIGKILL,

@@ -28,6 +28,7 @@ from apk_atomic.terminal import Terminal
 GRACE = 10.0  # seconds between the first signal passed on and SIGKILL for everything
 _PR_CAPBSET_DROP = 24  # <linux/prctl.h>
 _DROPPED = (16, 17, 22, 25)  # CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME
+_SYS_ADMIN = 21
 _KILL = 9
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -51,6 +52,7 @@ class Command(NamedTuple):
     interactive: bool = False  # a shell: a Ctrl-C at its prompt is not for us
     silent: bool = False  # a tool of ours: no stdin, and what it says goes to stderr, for stdout is the caller's
     output: int = 2  # … or, where it is silent, to this descriptor, its errors too
+    sealed: bool = False  # the root is: nothing in it is for this command to mount; see `drop_capabilities`
 
 
 class _Pipes(NamedTuple):
@@ -200,7 +202,7 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
         children = signalfd((signal.SIGCHLD,))
         enter()
         _close(_open_descriptors() - {0, 1, 2, control, report, children, command.output, *command.keep_fds})
-        drop_capabilities()
+        drop_capabilities(sealed=command.sealed)
         child = os.fork()
         if child == 0:
             _exec(command, signals, report)
@@ -313,8 +315,12 @@ def _close(descriptors: set[int]) -> None:
             continue  # the descriptor of the listing itself
 
 
-def drop_capabilities() -> None:
-    """Removes from the bounding set what a change of packages never needs; capabilities(7): exec obeys it."""
+def drop_capabilities(*, sealed: bool = False) -> None:
+    """Removes from the bounding set what a change of packages never needs; capabilities(7): exec obeys it.
+
+    `sealed`: CAP_SYS_ADMIN too. apk makes the mount of a cache that it cannot write to writable, and read-only again
+    afterwards, by a remount that means the superblock: it would turn the whole volume of the running system read-only.
+    """
     libc = ctypes.CDLL(None)
-    for capability in _DROPPED:
+    for capability in (*_DROPPED, _SYS_ADMIN) if sealed else _DROPPED:
         libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)

@@ -27,6 +27,7 @@ from apk_atomic import (
     session,
     shared,
     staged,
+    superblock,
     volume,
 )
 from apk_atomic.changed import Changed
@@ -48,7 +49,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 class Request(NamedTuple):
-    """What to do: `change` runs in the staged root and raises to discard; `argv` is what the user typed."""
+    """What to do: `change` runs in the staged root and raises to discard; `argv` is what the user typed.
+
+    `examine` is given the base before anything is made, and raises where there is nothing to do with it.
+    """
 
     kind: Kind
     argv: tuple[str, ...]
@@ -56,6 +60,7 @@ class Request(NamedTuple):
     base: str | None = None
     message: str = ""
     keep_failed: bool = False
+    examine: Callable[[Base], None] | None = None
 
 
 class Done(NamedTuple):
@@ -75,6 +80,8 @@ def perform(work: Work, request: Request) -> Done:
     try:
         before = volume.current_links(work.volume)  # before anything is decided on what it leads to
         base = preflight.base_of(work, request.base)
+        if request.examine is not None:
+            request.examine(base)
         name = journal.begin(work.volume)
     except OSError as error:
         raise refusal(error) from error
@@ -192,7 +199,8 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     with clock.step("prove"):
         from apk_atomic.bootable import make_bootable
 
-        bootable = make_bootable(root, found)
+        with superblock.kept_writable(work):
+            bootable = make_bootable(root, found)
     work.signals.check()
     _hooks(work, "pre-commit.d", root.id, root.base)
     point("hooked")
@@ -201,7 +209,8 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
 
 def _run_change(root: Staged, request: Request) -> None:
     try:
-        request.change(root)
+        with superblock.kept_writable(root.work):
+            request.change(root)
     except AtomicError:
         _name_altered(root)
         raise

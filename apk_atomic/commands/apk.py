@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
-from apk_atomic import apkline, chroot, staged, volume
-from apk_atomic.cmdline import Line
+from apk_atomic import apkline, chroot, settings, volume
+from apk_atomic.cmdline import Kind, Line
 from apk_atomic.config import Config
-from apk_atomic.context import Context, read_config, require_root
-from apk_atomic.errors import AtomicError, NotSuchRoot, Refused
+from apk_atomic.context import Context, read_config, require_root, steadily
+from apk_atomic.errors import AtomicError, NotSuchRoot
+from apk_atomic.faults import point
 from apk_atomic.model import State
 from apk_atomic.namespace import Command
 from apk_atomic.retention import choose_base
@@ -43,22 +44,25 @@ def query(context: Context, line: Line) -> NoReturn:
         _aside(context, line, "answered by the booted generation; only root can ask the pending one")
         pass_through(line)
     _in_chosen(context, line, _queried)
+    pass_through(line)
 
 
 def simulate(context: Context, line: Line) -> NoReturn:
-    """Computed on the base that the transaction would have."""
+    """Computed on the base that the transaction would have. Raises SortedAgain where its configuration makes it one."""
     if _is_user(context, line):
         if volume.pending_ids():
             _aside(context, line, "simulated on the booted generation; only root can use the pending one")
         pass_through(line)
     _in_chosen(context, line, lambda state, _: choose_base(state, line.atomic.base).id)
+    pass_through(line)
 
 
 def cache(context: Context, line: Line) -> NoReturn:
     """`update` and `cache`: they change the shared cache only, so they need no generation but a writable /var/cache."""
     if _is_user(context, line):
         pass_through(line)
-    _in_chosen(context, line, _queried, writes_cache=True)
+    _in_chosen(context, line, _queried)
+    pass_through(line)
 
 
 def _is_user(context: Context, line: Line) -> bool:
@@ -79,39 +83,34 @@ def _queried(state: State, config: Config) -> str:
     return state.booted or state.next
 
 
-def _in_chosen(
-    context: Context, line: Line, choose: Callable[[State, Config], str], *, writes_cache: bool = False
-) -> NoReturn:
+def _in_chosen(context: Context, line: Line, choose: Callable[[State, Config], str]) -> None:
+    """Becomes apk in the sealed generation that is chosen; returns where that of the running system is to answer."""
     try:
         context.locate()
     except NotSuchRoot:
         if _names_another(context, line):
             raise
-        pass_through(line)
+        return
     with context.opened() as opened:
-        state, config = volume.read_state(opened), read_config(opened)
-        name = choose(state, config)
-        if writes_cache:
-            _require_shared_cache(opened, config, name)
-        if writes_cache or name != state.booted:
-            if name != state.booted and opened.running:
-                _aside(context, line, f"answered by the pending generation {name}")
-            apkline.exec_in_generation(opened, config, name, line, copied_database=writes_cache)
-    pass_through(line)
+        steadily(opened, lambda: _become(context, opened, line, choose))
+
+
+def _become(context: Context, opened: Volume, line: Line, choose: Callable[[State, Config], str]) -> None:
+    state, config = volume.read_state(opened), read_config(opened)
+    name = choose(state, config)
+    point("chosen")
+    if name == state.booted and line.kind is not Kind.CACHE:
+        return
+    root = volume.open_root(opened, name)
+    try:
+        settings.require_sorted(line, root)
+    finally:
+        os.close(root)
+    if name != state.booted and opened.running:
+        _aside(context, line, f"answered by the pending generation {name}")
+    apkline.exec_in_generation(opened, config, name, line)
 
 
 def _aside(context: Context, line: Line, text: str) -> None:
     if not line.quiet:
         context.console.aside(text)
-
-
-def _require_shared_cache(opened: Volume, config: Config, name: str) -> None:
-    root = volume.open_root(opened, name)
-    plan = staged.plan_sealed(opened, config, name, root)
-    os.close(root)
-    places = ("/var", "/var/cache", "/var/cache/apk")
-    if not any(common.writable and common.point in places for common in plan.commons):
-        raise Refused(
-            "/var/cache is not shared by the generations, and the root is sealed; nothing was changed",
-            hint="put a commons subvolume on /var/cache in the fstab template, or: apk-atomic run -- apk update",
-        )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from apk_atomic import faults
 from tests.adversity.trial import Trial, publish_script
 from tests.support import btrfsctl
 from tests.support.packages import File, Package
@@ -81,6 +82,42 @@ def test_readers_need_no_lock(trial: Trial) -> None:
         assert result.status == 0, result
     let_go(trial)
     trial.check_new(trial.finish(holder))
+
+
+READERS = ("info -e three", "add -s two", "update", "del -s three")
+
+
+@pytest.mark.parametrize("line", READERS)
+def test_generation_is_replaced_under_a_reader(trial: Trial, line: str) -> None:
+    """It has chosen the pending generation, and a commit collects that before it is opened: then it chooses again."""
+    trial.volume.repo.publish(*(Package(name, files={f"usr/share/{name}": File(b"x")}) for name in ("two", "three")))
+    old = trial.committed("apk-atomic", "add", "three")
+    reader = trial.start("apk-atomic", *line.split(), env={faults.VARIABLE: "chosen:stop"})
+    trial.wait_stopped(reader)
+    trial.guest.run(["apk-atomic", "run", "--", "touch", "/etc/meanwhile"], check=True)
+    assert old not in trial.volume.generations()
+    trial.accept()
+    trial.go_on(reader)
+    trial.wait_stopped(reader)  # it has chosen again
+    trial.go_on(reader)
+    result = trial.finish(reader)
+    assert (result.status, "apk-atomic: " in result.stderr) == (0, False), result
+    trial.check_same()
+
+
+def test_reader_does_not_look_for_ever(trial: Trial) -> None:
+    """Whoever finds the pointer moved each time gives up, and says what it found last."""
+    trial.volume.repo.publish(Package("three", files={"usr/share/three": File(b"x")}))
+    trial.committed("apk-atomic", "add", "three")
+    reader = trial.start("apk-atomic", "info", "-e", "three", env={faults.VARIABLE: "chosen:stop"})
+    for number in range(5):
+        trial.wait_stopped(reader)
+        trial.guest.run(["apk-atomic", "run", "--", "sh", "-c", f"echo {number} >/etc/meanwhile"], check=True)
+        trial.go_on(reader)
+    trial.accept()
+    result = trial.finish(reader)
+    assert result.status == 104, result
+    assert "nothing was changed" in result.stderr
 
 
 def test_waiting_can_be_interrupted(trial: Trial) -> None:

@@ -162,7 +162,8 @@ def test_root_mounted_over(trial: Trial) -> None:
 
 @pytest.mark.parametrize("words", ["remount,ro", "remount,ro,bind", "remount,rw,noexec,nosuid"])
 def test_root_remounted(trial: Trial, words: str) -> None:
-    """A remount of / is one of the whole volume, the running system's too; it works again with the next run."""
+    """A remount of / without `bind` is one of the whole volume, the running system's too; while apk is at work it is
+    busy."""
     result = trial.run(*add(trial, f"mount -o {words} / || exit 0; touch /etc/made || true; exit 0"))
     if result.status:
         assert "nothing was changed" in result.stderr
@@ -170,6 +171,22 @@ def test_root_remounted(trial: Trial, words: str) -> None:
     else:
         trial.check_new(result)
     trial.guest.run(["touch", "/var/log/writable"], check=True)
+    trial.works()
+
+
+@pytest.mark.parametrize("place", ["/", "/home", "/var/log"])
+@pytest.mark.parametrize("status", [0, 3])
+def test_volume_made_read_only(trial: Trial, place: str, status: int) -> None:
+    """/home and /var/log of the running system are back when the command ends, whatever becomes of the change."""
+    line = f"echo x >/etc/made; mount -o remount,ro {place}; exit {status}"
+    result = trial.run("apk-atomic", "run", "--", "sh", "-c", line)
+    assert result.stderr.count("made the whole volume read-only") == 1, result
+    for directory in ("/home/user", "/var/log"):
+        trial.guest.run(["touch", f"{directory}/writable"], check=True)
+    if status:
+        trial.check_old(result, status)
+    else:
+        trial.check_new(result)
     trial.works()
 
 

@@ -107,6 +107,78 @@ def test_without_a_shared_cache_they_are_refused(volume: Volume) -> None:
     assert guest.run(["apk", "update", "--help"]).stdout == guest.run([BARE, "update", "--help"]).stdout
 
 
+def is_writable(guest: Guest) -> bool:
+    """Whether the volume's superblock is, which /home shares with every other mount of it."""
+    return guest.run(["touch", "/home/user/probe"]).status == 0
+
+
+CACHES = ("mkdir /etc/apk/cache", "ln -s ../../home/user /etc/apk/cache", "ln -s /usr /etc/apk/cache",
+          "ln -s /tmp /etc/apk/cache", "mkdir /etc/cache; ln -s ../cache /etc/apk/cache")  # fmt: skip
+
+
+@pytest.mark.parametrize("made", CACHES)
+def test_cache_that_the_generations_do_not_share_is_refused(volume: Volume, made: str) -> None:
+    """Wherever it is in the sealed root, apk would remount that, and leave the whole volume read-only."""
+    guest = volume.boot()
+    make_pending(guest, ("sh", "-c", made))
+    for _ in ("pending", "booted"):
+        with sealed(volume):
+            for line in ("update", "cache clean", "-s cache clean", "cache download"):
+                answer = guest.run(["apk", *line.split()])
+                assert (answer.status, answer.stdout) == (106, ""), answer
+                assert "/etc/apk/cache" in answer.stderr and "nothing was changed" in answer.stderr
+                assert "hint: let /etc/apk/cache lead to /var/cache/apk" in answer.stderr
+                assert is_writable(guest)
+        guest.reboot()
+
+
+def test_cache_on_another_writable_common_is_taken(volume: Volume) -> None:
+    guest = volume.boot()
+    config = "printf '[chroot.commons]\n\"/home\" = \"rw\"\n' >/etc/apk-atomic/apk-atomic.toml"
+    make_pending(guest, ("sh", "-c", f"ln -s /home/user /etc/apk/cache; {config}"))
+    guest.reboot()
+    with sealed(volume):
+        guest.run(["apk", "update"], check=True)
+    assert is_writable(guest)
+
+
+def test_link_that_leads_nowhere_is_no_cache(volume: Volume) -> None:
+    """Such as to a medium that is not mounted: apk takes /var/cache/apk then."""
+    guest = volume.boot()
+    make_pending(guest, ("ln", "-s", "/media/usb/cache", "/etc/apk/cache"))
+    with sealed(volume):
+        guest.run(["apk", "update"], check=True)
+
+
+REMOUNTS = r"""#!/bin/sh
+for flag in ro rw; do
+	for place in / /home /var/cache; do
+		mount -o "remount,$flag" "$place" 2>/dev/null && echo "remounted $place $flag"
+	done
+done
+mount -t tmpfs tmpfs /mnt 2>/dev/null && echo "mounted"
+echo "done"
+"""
+
+
+def test_apk_on_a_sealed_root_mounts_nothing() -> None:
+    """Whatever apk it is: queries, simulations, `update` and `cache` have no business with mounts."""
+
+    def prepare(tree: Path) -> None:
+        link_apk(tree)
+        (tree / "sbin/apk").unlink()
+        (tree / "sbin/apk").write_text(REMOUNTS)
+        (tree / "sbin/apk").chmod(0o755)
+
+    with make_volume(prepare=prepare) as volume:
+        guest = volume.boot()
+        make_pending(guest)
+        with sealed(volume):
+            for line in ("update", "cache clean", "info -e hello", "add -s hello"):
+                assert guest.run(["apk", *line.split()], check=True).stdout == "done\n", line
+                assert is_writable(guest)
+
+
 def test_log_needs_no_shared_directory(volume: Volume) -> None:
     text = (volume.top / "fstab").read_text()
     (volume.top / "fstab").write_text("".join(line for line in text.splitlines(True) if "/var/log" not in line))
@@ -144,6 +216,31 @@ def test_simulate_in_the_configuration_makes_every_line_a_simulation(configured:
     configured.run(["apk", "info", "-e", "hello"], check=True)
     configured.run(["apk", "del", "hello"], check=True, env={"APK_CONFIG": "/dev/null"})
     assert configured.run(["apk", "info", "-e", "hello"]).status == 1
+
+
+@only_3
+def test_configuration_of_the_base_counts(configured: Guest) -> None:
+    """It is the one that apk reads in the root of a change."""
+    make_pending(configured, ("rm", "/etc/apk/config"))
+    configured.run(["apk", "add", "hello"], check=True)
+    configured.run(["apk", "info", "-e", "hello"], check=True)
+    configured.run(["apk", "add", "-s", "hello"], check=True)
+    answer = configured.run(["apk", "del", "hello", "--atomic-base", "booted"], check=True)
+    assert ours(answer) == []  # of which it does not know, so it simulates
+    configured.run(["apk", "info", "-e", "hello"], check=True)
+
+
+@only_3
+def test_configuration_that_is_pending_makes_simulations(volume: Volume) -> None:
+    volume.repo.publish(HELLO)
+    guest = volume.boot()
+    make_pending(guest, ("sh", "-c", "echo simulate >/etc/apk/config"))
+    with sealed(volume):
+        answer = guest.run(["apk", "add", "hello"], check=True)
+        assert answer.stdout.startswith("(1/1) Installing hello")
+        assert ours(answer) == []
+    guest.run(["apk", "add", "hello", "--atomic-base", "booted"], check=True)
+    guest.run(["apk", "info", "-e", "hello"], check=True)
 
 
 @only_3
