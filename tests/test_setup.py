@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.boot import kernels
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests/support/setup.sh"
 PROGRAMS = (
@@ -144,3 +146,18 @@ def test_incomplete_environment_is_made_again(machine: Machine) -> None:
     assert "making the virtual environment" in done.stderr
     assert machine.log.read_text() == f"-m venv --clear {machine.venv}\n"
     assert not (machine.venv / "pyproject.toml").exists()
+
+
+def test_kernels_that_cannot_be_downloaded(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What apt-get said is said, after another look into the archive."""
+    old, new = "linux-image-6.12.9-cloud-amd64", "linux-image-6.12.10-cloud-amd64"
+    machine.script("apt-cache", f"echo {old}; echo {new}; echo linux-image-cloud-amd64")
+    machine.script("apt-get", f'echo "$*" >>"{machine.log}"; echo "E: no network for ${{7:-lists}}" >&2; exit 100')
+    monkeypatch.setenv("PATH", str(machine.path))
+    with pytest.raises(kernels.NoKernels) as raised:
+        kernels._download(tmp_path)
+    assert "brought none" in str(raised.value)
+    assert [f"no network for {what}" in str(raised.value) for what in ("lists", new, old)] == [True] * 3
+    assert [line.split()[5] for line in machine.log.read_text().splitlines()] == [
+        "download", "download", "update", "download", "download",
+    ]  # fmt: skip

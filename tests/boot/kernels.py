@@ -25,8 +25,12 @@ FLAVOR = "lts"
 WANTED = ("btrfs", "virtio_blk", "virtio_pci", "efivarfs", "vfat", "nls_cp437", "nls_ascii")
 COUNT = 2
 _NAMES = r"^linux-image-[0-9]+\.[0-9]+\.[0-9]+.*-cloud-amd64$"
-_APT = ("-qq", "-o", "APT::Sandbox::User=root")
+_APT = ("-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3")
 _NEEDS = re.compile(rb"\0depends=([^\0]*)\0")
+
+
+class NoKernels(Exception):
+    """They could not be downloaded; the text ends with what apt-get said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +78,31 @@ def debian_kernels() -> tuple[Kernel, Kernel]:
 
 def _download(place: Path) -> list[Path]:
     """The newest packages that the archive still has, newest first: apt's lists may be old, or none at all."""
-    found = _try_download(place)
+    found, said = _try_download(place)
     if len(found) < COUNT:
-        subprocess.run(["apt-get", *_APT, "update"], check=True, stdin=subprocess.DEVNULL)
-        found = _try_download(place)
+        said = _apt(place, "update").stderr
+        found, why = _try_download(place)
+        said += why
     if len(found) < COUNT:
-        raise FileNotFoundError(f"Debian's archive has no {COUNT} packages {_NAMES}")
+        names = ", ".join(path.name for path in found) or "none"
+        raise NoKernels(f"{COUNT} packages {_NAMES} of Debian's are wanted, and apt-get brought {names}:\n{said}")
     return found
 
 
-def _try_download(place: Path) -> list[Path]:
+def _try_download(place: Path) -> tuple[list[Path], str]:
+    """What could be had, and what apt-get said of the rest."""
     found: list[Path] = []
+    said = ""
     for name in _available():
         if len(found) < COUNT:
-            done = subprocess.run(["apt-get", *_APT, "download", name], cwd=place, capture_output=True)
-            found += place.glob(f"{name}_*.deb") if done.returncode == 0 else ()
-    return found
+            said += _apt(place, "download", name).stderr
+            found += place.glob(f"{name}_*.deb")
+    return found, said
+
+
+def _apt(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = ["apt-get", *_APT, *words]
+    return subprocess.run(argv, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def _available() -> list[str]:
