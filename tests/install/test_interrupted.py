@@ -90,7 +90,13 @@ def test_a_tool_that_fails(lab: Lab) -> None:
         assert f"{tool} failed with exit status 3: cannot" in said.stderr
 
 
-def test_a_ctrl_c_ends_apk_too(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [((signal.SIGINT, signal.SIGTERM), 130), ((signal.SIGHUP,), 129), ((signal.SIGKILL,), -signal.SIGKILL)],
+    ids=("ctrl-c", "hangup", "kill"),
+)
+def test_what_ends_init_ends_apk_too(lab: Lab, signals: tuple[signal.Signals, ...], status: int) -> None:
+    """A second signal ends the patience with apk."""
     words = lab.words("--yes", *SMALL, "--kernel", "none", "--package", "hanging")
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True
@@ -101,10 +107,10 @@ def test_a_ctrl_c_ends_apk_too(lab: Lab) -> None:
             line = process.stderr.readline()
             assert line, said
             said += line
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)  # a second signal ends the patience with apk
+        for number in signals:
+            process.send_signal(number)
         said += process.communicate(timeout=60)[1]
-    require_end(lab, Said(process.returncode, "", said), 130)
+    require_end(lab, Said(process.returncode, "", said), status)
 
 
 def test_a_repository_that_is_gone(lab: Lab) -> None:
