@@ -21,8 +21,8 @@ _LINE = re.compile(r"\(\s*\d+/\d+\) (.+?) (\S+?)(?:@\S+)? \((\S+?)(?: -> (\S+))?
 
 
 class Memory(NamedTuple):
-    """What one run tells the next: when the last successful one ended; the package files that were put into the cache
-    for an upgrade which did not happen yet; the fingerprint that was reported last."""
+    """What one run tells the next: when the last successful one ended; NAME-VERSION of the package files that
+    were put into the cache for an upgrade which did not happen yet; the fingerprint that was reported last."""
 
     finished: float | None = None
     downloaded: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from apk_atomic import apkline, autoplan, cmdline, files, installed, remembered, volume
+from apk_atomic import apkline, autoplan, cmdline, files, installed, volume
 from apk_atomic.config import Config
 from apk_atomic.context import Context
 from apk_atomic.errors import ChangeFailed, Refused
@@ -37,13 +37,15 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`set` is the fingerprint of what will be installed; `words` are those of the apk line, `options` its cache's."""
+    """`set` is the fingerprint of what will be installed; `words` are those of the apk line, `options` its cache's;
+    `files` are NAME-VERSION of the package files that it needs."""
 
     base: str
     changes: PackageChanges
     set: str
     words: tuple[str, ...]
     options: tuple[str, ...]
+    files: tuple[str, ...]
     remote: bool
 
 
@@ -71,7 +73,9 @@ def make(run: Run, opened: Volume) -> Plan:
             hint="apk-atomic upgrade",
         )
     point("planned")
-    return Plan(base, changes, autoplan.fingerprint(autoplan.applied(versions, changes)), words, options, remote)
+    after = autoplan.applied(versions, changes)
+    needed = tuple(f"{name}-{after[name]}" for name in autoplan.downloads(changes))
+    return Plan(base, changes, autoplan.fingerprint(after), words, options, needed, remote)
 
 
 def _has_cache(root: int) -> bool:
@@ -93,16 +97,8 @@ def _simulate(run: Run, opened: Volume, base: str, words: tuple[str, ...], broke
 
 def download(run: Run, opened: Volume, plan: Plan) -> None:
     """Every package file of the plan into the shared cache; apk checks each against the index before it keeps it."""
-    before = set(cached())
     names = autoplan.downloads(plan.changes)
-    try:
-        status, said = _apk(run, opened, plan.base, (*plan.options, "cache", "download", "--upgrade", *names))
-    finally:
-        new = set(cached()) - before if plan.options else set()
-        if new:
-            with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
-                memory = remembered.memory(work.volume)
-                remembered.remember(work.volume, memory._replace(downloaded=tuple(sorted({*memory.downloaded, *new}))))
+    status, said = _apk(run, opened, plan.base, (*plan.options, "cache", "download", "--upgrade", *names))
     if status:
         raise ChangeFailed(f"the packages could not be downloaded; nothing was changed\n{said}", status=status)
     point("downloaded")
@@ -126,9 +122,9 @@ def said_in(output: int, length: int = _LIMIT) -> str:
     return os.pread(output, length, max(0, size - length)).decode(errors="replace").strip()
 
 
-def cached() -> list[str]:
-    """Package files in the cache of the running system, which all generations share."""
+def cached() -> dict[str, str]:
+    """Package files in the cache of the running system, which all generations share: NAME-VERSION by file name."""
     try:
-        return [name for name in os.listdir(CACHE) if name.endswith(".apk")]
+        return {name: name.rsplit(".", 2)[0] for name in os.listdir(CACHE) if name.endswith(".apk")}
     except OSError:
-        return []
+        return {}

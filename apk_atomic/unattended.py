@@ -146,9 +146,9 @@ def _attempt(run: Run) -> Event | None:
         else:
             bad = "" if run.now else _known_bad(opened, plan)
             event = _event(remembered.memory(opened), plan, "held", f"the upgrade is held back: {bad}") if bad else None
-            if event is None and plan.remote:
-                planning.download(run, opened, plan)
     if event is None:
+        if plan.remote:
+            _download(run, plan)
         return _commit(run, plan)
     if not run.dry_run:
         with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
@@ -156,6 +156,17 @@ def _attempt(run: Run) -> Event | None:
             told = _key(plan, event.outcome) if event.outcome != "nothing" else ""
             remembered.remember(work.volume, known._replace(finished=time.time(), reported=told))
     return event
+
+
+def _download(run: Run, plan: Plan) -> None:
+    """What is put into the cache for this upgrade alone is written down first, and removed after it."""
+    if plan.options:
+        with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
+            memory = remembered.memory(work.volume)
+            ours = {*memory.downloaded, *set(plan.files).difference(planning.cached().values())}
+            remembered.remember(work.volume, memory._replace(downloaded=tuple(sorted(ours))))
+    with run.context.opened() as opened:
+        planning.download(run, opened, plan)
 
 
 def _event(memory: Memory, plan: Plan, outcome: str, message: str) -> Event:
@@ -245,6 +256,8 @@ def _commit(run: Run, plan: Plan) -> Event | None:
 def _finish(work: Work) -> None:
     """The upgrade is done: what was put into the cache for it alone goes, and the next run is due in a day."""
     session.collect_links(work, session.stale_links(work.volume, time.time()))
-    for name in set(planning.cached()).intersection(remembered.memory(work.volume).downloaded):
-        os.unlink(f"{planning.CACHE}/{name}")
+    ours = remembered.memory(work.volume).downloaded
+    for name, package in planning.cached().items():
+        if package in ours:
+            os.unlink(f"{planning.CACHE}/{name}")
     remembered.remember(work.volume, Memory(finished=time.time()))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.adversity.trial import Trial
-from tests.support.packages import File, Package
+from tests.support.packages import File, Package, Repository
 from tests.support.world import Guest, Result, Volume, make_volume
 
 AT_ONCE = {"delay_minutes": 0, "every_hours": 0, "min_free": "16M", "io": "normal", "nice": 0}
@@ -53,8 +53,9 @@ def furnish(tree: Path, settings: Mapping[str, object]) -> None:
 class House:
     """`trial` judges; `settings` are those that differ from AT_ONCE."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, repo: Repository | None = None) -> None:
         self.volume = volume
+        self.repo = repo or volume.repo
         self.trial = Trial(volume)
 
     @property
@@ -89,7 +90,7 @@ class House:
         return answer
 
     def release(self, name: str, version: str, **more: Any) -> None:
-        self.volume.repo.publish(package(name, version, **more))
+        self.repo.publish(package(name, version, **more))
 
     def content(self, name: str, slot: int = 0) -> str:
         """What the package's file says in a slot."""
@@ -132,10 +133,22 @@ class House:
 
 
 @contextmanager
-def make_house(**settings: object) -> Iterator[House]:
-    """A fresh machine with `hello` 1.0 installed and booted, and nothing pending."""
-    with make_volume(prepare=lambda tree: furnish(tree, settings)) as volume:
-        house = House(volume)
+def make_house(
+    repo: Repository | None = None, url: str = "", prepare: Callable[[Path], None] = lambda _: None, **settings: object
+) -> Iterator[House]:
+    """A fresh machine with `hello` 1.0 installed and booted, and nothing pending.
+
+    `repo` is behind `url`, if the machine's packages come from elsewhere. `prepare` may change the first tree.
+    """
+
+    def furnished(tree: Path) -> None:
+        furnish(tree, settings)
+        if url:
+            (tree / "etc/apk/repositories").write_text(f"{url}\n")
+        prepare(tree)
+
+    with make_volume(prepare=furnished) as volume:
+        house = House(volume, repo)
         house.release("hello", "1.0-r0")
         house.guest.run(["apk-atomic", "add", "hello"], check=True)
         house.trial.reboot()
