@@ -85,7 +85,7 @@ class Auto(NamedTuple):
     lock_minutes: int = 30
     notify_seconds: int = 60
     reboot: str | tuple[Window, ...] = "never"
-    reboot_warning_minutes: int = 10
+    reboot_warning_seconds: int = 600
 
 
 class Config(NamedTuple):
@@ -307,7 +307,7 @@ _TABLES: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "lock_minutes": _number(0, 1440),
         "notify_seconds": _number(1, 3600),
         "reboot": _reboot,
-        "reboot_warning_minutes": _number(1, 1440),
+        "reboot_warning_seconds": _number(1, 86_400),
     },
     "health": {},
     "boot": {},

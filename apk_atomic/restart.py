@@ -38,12 +38,13 @@ def consider(run: Run, tell: Callable[[Event], None]) -> Event:
             return Event("skipped", verdict.why)
         if not verdict.warn:
             return _restart(run, tell)
-        minutes = auto.reboot_warning_minutes
-        text = f"apk-atomic: this machine reboots in {minutes} minutes; to prevent it: touch {auto.inhibit}"
+        seconds = auto.reboot_warning_seconds
+        span = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
+        text = f"apk-atomic: this machine reboots in {span}; to prevent it: touch {auto.inhibit}"
         told = machine.warn(verdict.warn, text)
         if not told.issuperset(session.terminal for session in verdict.warn):
             return Event("skipped", "somebody is logged in and could not be warned")
-        pause(run.signals, minutes * 60)
+        pause(run.signals, seconds)
         warned |= told
     return Event("skipped", "somebody logged in again and again")
 

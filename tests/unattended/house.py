@@ -79,6 +79,7 @@ class House:
         answer = self.done(*words)
         assert answer["outcome"] == "committed", answer
         assert self.volume.slots()[0] == answer["generation"]
+        self.trial.accept()
         return str(answer["generation"])
 
     def nothing(self, *words: str, outcome: str = "nothing") -> dict[str, Any]:
@@ -112,11 +113,6 @@ class House:
         source.write_text(toml(settings))
         self.guest.run(["mount", "--bind", "/tmp/auto.toml", f"/{CONFIG}"], check=True)
         self.trial.accept_mounts()
-
-    def syslog(self) -> None:
-        """A syslogd of busybox's in a /dev of the guest's own."""
-        self.own_dev()
-        self.guest.run(["syslogd", "-O", "/var/log/messages"], check=True)
 
     def own_dev(self) -> None:
         """What is made in the guest's /dev must not be seen by this machine."""

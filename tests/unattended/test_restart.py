@@ -1,0 +1,235 @@
+"""The reboot after an upgrade: only where the policy says so, and never under somebody who was not warned.
+
+The guest's /sbin/reboot only writes down that it was called. Commands run in a PID namespace with a /proc of its own:
+who is logged in on this machine must not decide.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from apk_atomic import machine
+from apk_atomic.schedule import Session
+from tests.support.world import Result
+from tests.unattended.house import House
+
+ALWAYS = ["00:00-24:00"]
+JOB = "/etc/periodic/15min/apk-atomic-reboot"
+# A user's session: sleeps on a terminal of its own, and writes down what appears there.
+LOGIN = """\
+import ctypes, os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.setuid(int(sys.argv[1]))
+    ctypes.CDLL(None).prctl(15, sys.argv[2].encode())  # PR_SET_NAME
+    time.sleep(1000)
+os.close(os.open("/var/log/logged-in", os.O_CREAT))
+while True:
+    try:
+        said = os.read(terminal, 1000)
+    except OSError:
+        break
+    with open("/var/log/terminal", "ab") as file:
+        file.write(said)
+"""
+
+
+def alone(house: House, *argv: str, login: tuple[str, str] = ("", ""), before: str = ":") -> Result:
+    """A command with nobody logged in, or one user, whose process is called like that."""
+    uid, name = login
+    script = before
+    if uid:
+        Path(house.guest.root, "tmp/login.py").write_text(LOGIN)
+        script = (
+            f"{before}\npython3 /tmp/login.py {uid} {name} &\n"
+            'while [ ! -e /var/log/logged-in ]; do sleep 0.01; done; sleep 0.1\n'
+        )
+    program = f'mount -t proc proc /proc\n{script}\n"$@"'
+    return house.guest.run(["unshare", "-p", "-f", "-m", "sh", "-c", program, "sh", *argv])
+
+
+def reboots(house: House) -> int:
+    path = house.volume.top / "commons/@var@log/rebooted"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def on_terminal(house: House) -> str:
+    path = house.volume.top / "commons/@var@log/terminal"
+    return path.read_text() if path.exists() else ""
+
+
+def staged(house: House) -> str:
+    """A generation that waits for the reboot; its ID."""
+    house.release("hello", "2.0-r0")
+    return house.committed()
+
+
+def test_apply_reboots_after_the_upgrade(house: House) -> None:
+    house.configure(policy="apply", reboot="when-needed")
+    assert alone(house, "apk-atomic", "auto").stderr == ""
+    assert reboots(house) == 0  # nothing was upgraded
+    house.release("hello", "2.0-r0")
+    result = alone(house, "apk-atomic", "auto")
+    new = house.volume.slots()[0]
+    assert f"generation {new} is next" in result.stderr
+    assert f"apk-atomic: rebooting into generation {new}\n" in result.stderr
+    assert reboots(house) == 1
+    house.trial.reboot()
+    house.configure(policy="apply", reboot="when-needed")
+    alone(house, "apk-atomic", "auto")
+    assert reboots(house) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"policy": "apply"}, {"policy": "stage", "reboot": "when-needed"}, {"policy": "check", "reboot": ALWAYS}],
+    ids=["never", "stage", "check"],
+)
+def test_no_reboot_without_the_policy(house: House, settings: dict[str, object]) -> None:
+    staged(house)
+    house.configure(**settings)
+    for argv in (["apk-atomic", "auto"], [JOB]):
+        result = alone(house, *argv)
+        assert (result.status, result.stdout, result.stderr) == (0, "", "")
+    assert reboots(house) == 0
+
+
+def test_window(house: House) -> None:
+    new = staged(house)
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    later = days[(time.localtime().tm_wday + 3) % 7]
+    house.configure(policy="apply", reboot=[f"{later} 00:00-24:00"])
+    assert (alone(house, JOB).stderr, reboots(house)) == ("", 0)
+    house.configure(policy="apply", reboot=[f"{later} 00:00-24:00", *ALWAYS])
+    assert alone(house, JOB).stderr == f"apk-atomic: rebooting into generation {new}\n"
+    assert reboots(house) == 1
+
+
+def test_job_without_anything_pending_does_not_start_python(house: House) -> None:
+    house.configure(policy="apply", reboot=ALWAYS)
+    result = alone(house, JOB, before="mount -t tmpfs tmpfs /usr/lib")
+    assert (result.status, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_inhibit_file(house: House) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS)
+    house.guest.run(["touch", "/run/apk-atomic.inhibit"], check=True)
+    alone(house, JOB)
+    assert reboots(house) == 0
+
+
+def test_generation_that_failed_is_not_booted(house: House) -> None:
+    new = staged(house)
+    (house.volume.top / "snapshots" / new / "failed").touch()
+    house.configure(policy="apply", reboot=ALWAYS)
+    alone(house, JOB)
+    assert reboots(house) == 0
+
+
+def test_transaction_at_work_is_not_cut_off(house: House) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS)
+    script = "touch /var/log/ready; while [ ! -e /var/log/go ]; do sleep 0.01; done"
+    holder = house.trial.start("apk-atomic", "run", "--", "sh", "-c", script)
+    house.trial.wait_for("ready")
+    assert alone(house, JOB).status == 0
+    assert reboots(house) == 0
+    house.trial.flag("go").touch()
+    house.trial.finish(holder)
+    alone(house, JOB)
+    assert reboots(house) == 1
+
+
+def test_reboot_that_fails_is_said(house: House) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS)
+    no = Path(house.guest.root, "tmp/no")
+    no.write_text("#!/bin/sh\necho no power\nexit 3\n")
+    no.chmod(0o755)
+    result = alone(house, JOB, before="mount --bind /tmp/no /sbin/reboot")
+    assert result.status != 0 and "/sbin/reboot ended with exit status 3: no power" in result.stderr
+
+
+# ---- who is logged in ------------------------------------------------------------------------------------
+
+
+def test_user_is_warned_first(house: House) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=1)
+    alone(house, JOB, login=("1000", "editor"))
+    assert "this machine reboots in 1 seconds; to prevent it: touch /run/apk-atomic.inhibit" in on_terminal(house)
+    assert reboots(house) == 1
+
+
+def test_user_prevents_it(house: House) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=3)
+    watch = "while ! grep -q reboots /var/log/terminal; do sleep 0.01; done; touch /run/apk-atomic.inhibit"
+    alone(house, JOB, login=("1000", "editor"), before=f"({watch}) 2>/dev/null &")
+    assert "reboots in" in on_terminal(house)
+    assert reboots(house) == 0
+
+
+@pytest.mark.parametrize("login", [("65534", "daemon"), ("0", "getty")], ids=["no login shell", "getty"])
+def test_nobody_is_logged_in(house: House, login: tuple[str, str]) -> None:
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=86400)
+    alone(house, JOB, login=login)
+    assert (on_terminal(house), reboots(house)) == ("", 1)
+
+
+def test_session_without_a_terminal(house: House) -> None:
+    """A desktop: it cannot be warned, so it is not rebooted under."""
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS)
+    sessions = Path(house.guest.root, "run/systemd/sessions")
+    sessions.mkdir(parents=True)
+    (sessions / "c1").write_text("UID=1000\nUSER=user\nCLASS=user\nSTATE=active\n")
+    alone(house, JOB)
+    assert reboots(house) == 0
+    alone(house, JOB, before="sed -i s/active/closing/ /run/systemd/sessions/c1")
+    assert reboots(house) == 1
+
+
+def test_sessions_of_elogind(tmp_path: Path) -> None:
+    for name, lines in {
+        "1": "USER=anna\nCLASS=user\nTTY=tty2\nSTATE=online",
+        "2": "USER=ben\nCLASS=user\nTTY=pts/3\nSTATE=active",
+        "3": "USER=anna\nCLASS=greeter\nTTY=tty1\nSTATE=active",
+        "4": "UID=7\nCLASS=user\nSTATE=active",
+        "5": "USER=eve\nCLASS=user\nSTATE=closing",
+        "6": "\x00=\n==",
+    }.items():
+        (tmp_path / name).write_text(lines)
+    (tmp_path / "directory").mkdir()
+    found = machine.sessions(proc=str(tmp_path / "none"), directory=str(tmp_path))
+    assert found == (Session("7", ""), Session("anna", "/dev/tty2"), Session("ben", "/dev/pts/3"))
+
+
+def test_power_supplies(tmp_path: Path) -> None:
+    for name, files in {
+        "AC": {"type": "Mains", "online": "0"},
+        "BAT0": {"type": "Battery", "status": "Discharging"},
+        "hid": {"type": "Battery", "status": "Discharging", "scope": "Device"},
+    }.items():
+        (tmp_path / name).mkdir()
+        for key, value in files.items():
+            (tmp_path / name / key).write_text(f"{value}\n")
+    ac, battery, mouse = machine.supplies(str(tmp_path))
+    assert (ac.type, ac.online, battery.status, mouse.scope) == ("Mains", "0", "Discharging", "Device")
+    assert machine.supplies(str(tmp_path / "nowhere")) == ()
+
+
+def test_priority_is_stepped_down(house: House) -> None:
+    """Of the run, and of all that it starts."""
+    script = "#!/bin/sh\ncut -d' ' -f19 /proc/self/stat >/var/log/priority\nionice >>/var/log/priority 2>&1\n"
+    house.configure(nice=7, io="idle")
+    house.release("hello", "2.0-r0", scripts={"post-upgrade": script})
+    house.committed()
+    lines = house.trial.flag("priority").read_text().splitlines()
+    assert lines[0] == "7"
+    assert lines[1].startswith("idle") or "not found" in lines[1]
