@@ -217,17 +217,17 @@ def _subvolumes(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise _Wrong(f"must be an array of names such as \"@var@log\", not {_kind(value)}")
     for name in value:
-        if not isinstance(name, str) or not is_common(name):
-            raise _Wrong(f"{_seen(name)} is not a name such as \"@var@log\"")
+        if why := why_not_common(name if isinstance(name, str) else ""):
+            raise _Wrong(f"{_seen(name)} {why}")
     return tuple(dict.fromkeys(value))
 
 
-def is_common(name: str) -> bool:
-    """Whether a subvolume of this name can be shared by all generations: @var@log, but not @etc."""
+def why_not_common(name: str) -> str:
+    """Why a subvolume of this name cannot be shared by all generations; "" where it can, as @var@log."""
     first, *parts = name.split("@")
-    return not first and bool(parts) and all(map(_is_component, parts)) and not (
-        len(parts) == 1 and parts[0] in _OF_A_ROOT
-    )
+    if first or not parts or not all(map(_is_component, parts)):
+        return 'is not a name such as "@var@log"'
+    return "is what each generation has for itself" if parts[1:] == [] and parts[0] in _OF_A_ROOT else ""
 
 
 def _is_component(text: str) -> bool:

@@ -114,6 +114,7 @@ def test_wrong_numbers(value: str, shown: str) -> None:
         ('volume.commons = ["@var@"]', 'volume.commons: "@var@" is not a name such as "@var@log"'),
         ('volume.commons = ["@.."]', 'volume.commons: "@.." is not a name such as "@var@log"'),
         ('volume.commons = ["@a/b"]', 'volume.commons: "@a/b" is not a name such as "@var@log"'),
+        ('volume.commons = ["@usr"]', 'volume.commons: "@usr" is what each generation has for itself'),
         ("volume.commons = [7]", 'volume.commons: 7 is not a name such as "@var@log"'),
         ('chroot.accept = "a"', "chroot.accept: must be an array of package names, not a string"),
         ('chroot.accept = ["a", "b c"]', 'chroot.accept: "b c" is not the name of a package'),

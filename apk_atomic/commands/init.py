@@ -13,7 +13,7 @@ from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader
 from apk_atomic.bootstrap import Source, System
-from apk_atomic.config import Config, is_common, load
+from apk_atomic.config import Config, load, why_not_common
 from apk_atomic.context import CONFIG, Context, require_root
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.makesystem import Made
@@ -159,8 +159,8 @@ def _label(value: str) -> str:
 
 
 def _common(value: str) -> str:
-    if not is_common(value):
-        raise ArgumentTypeError(f"{value!r} is not a name such as @var@log, which stands for /var/log")
+    if why := why_not_common(value):
+        raise ArgumentTypeError(f"{value!r} {why}")
     return value
 
 

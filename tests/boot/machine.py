@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pexpect
 
-TIMEOUT = 180.0
+TIMEOUT = 300.0  # of a busy machine: one that is not needs a tenth
 FIRMWARE = Path("/usr/share/OVMF")
 # How the last lines of rEFInd's text screens and of GRUB's end, and what keys send over a serial line.
 MENU_IS_DRAWN, SUBMENU_IS_DRAWN, GRUB_IS_DRAWN = "for more options", "return to main menu", "executed automatically in"

@@ -16,7 +16,7 @@ from tests.boot.olddisk import setup_disk
 from tests.support.imagecache import scratch_directory
 from tests.support.packages import File, Package
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(1500)]
 
 HELLO = Package("hello", files={"usr/bin/hello": File(b"#!/bin/sh\necho hello runs\n", 0o755)})
 VARIABLES = "mount -t efivarfs efivarfs /sys/firmware/efi/efivars"

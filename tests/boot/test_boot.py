@@ -20,7 +20,7 @@ from tests.boot.mirror import FETCH, make_mirror
 from tests.support.imagecache import scratch_directory
 from tests.support.packages import File, Package
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(1500)]
 
 # Of the menu of boot-config; rEFInd puts `default options` above slot 0.
 FIRST_FALLBACK, FIRST_FALLBACK_OF_GRUB = Entry("slot 1 (fallback)", 2), GrubEntry("slot 1 (fallback)", 1)

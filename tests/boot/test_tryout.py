@@ -14,7 +14,7 @@ from tests.boot.kernels import debian_kernels
 from tests.boot.machine import TIMEOUT
 from tests.support.imagecache import scratch_directory
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(1500)]
 
 CHAPTER = "## A machine to try it on\n"
 PROMPT = re.compile(r"[~/]\S* # ")

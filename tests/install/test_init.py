@@ -290,7 +290,7 @@ def test_refusals_before_anything_is_touched(lab: Lab) -> None:
         "a wrong size": (lab.words("--yes", "--size", "much"), 100, "such as 512M"),
         "a wrong name": (lab.words("--yes", "--hostname", "a b"), 100, "cannot be the name"),
         "a wrong common": (lab.words("--yes", "--common", "home"), 100, "@var@log"),
-        "a common that no root can do without": (lab.words("--yes", "--common", "@etc"), 100, "@var@log"),
+        "a common that no root can do without": (lab.words("--yes", "--common", "@etc"), 100, "for itself"),
         "a common with a blank": (lab.words("--yes", "--common", "@a b"), 100, "@var@log"),
         "a private key": (lab.words("--yes", "--root-key", session_key().private), 100, "no SSH public key"),
         "no password": (lab.words("--yes", "--root-password-file", "/dev/null"), 100, "which is no password"),
