@@ -219,6 +219,7 @@ def test_simulate_in_the_configuration_makes_every_line_a_simulation(configured:
 
 
 @only_3
+@pytest.mark.real_apk
 def test_configuration_of_the_base_counts(configured: Guest) -> None:
     """It is the one that apk reads in the root of a change."""
     make_pending(configured, ("rm", "/etc/apk/config"))
@@ -231,6 +232,7 @@ def test_configuration_of_the_base_counts(configured: Guest) -> None:
 
 
 @only_3
+@pytest.mark.real_apk
 def test_configuration_that_is_pending_makes_simulations(volume: Volume) -> None:
     volume.repo.publish(HELLO)
     guest = volume.boot()
