@@ -199,6 +199,7 @@ def _ordered(esp: Esp, directory: str, program: str, pairs: list[tuple[str, byte
 
 def _replace(esp: Esp, path: str, data: bytes) -> bool:
     if esp.read(path) == data:
+        esp.tidy(path)
         return False
     esp.write(path, data)
     return True

@@ -1,6 +1,6 @@
 """The EFI system partition: reading and replacing files on its FAT, mounted, or by mtools where the kernel has no vfat.
 
-Every file is written under a new name, flushed, and renamed over the old one, so that a power cut leaves either.
+Every file is written under a new name, flushed, and takes the old one's place, so that a power cut leaves either.
 It must not know what the files are. Durable when `write` returns: that file. Paths have no leading slash.
 """
 
@@ -10,11 +10,11 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from apk_atomic import files, fstab, mounts, process
+from apk_atomic import fat, files, fstab, mounts, process
 from apk_atomic.errors import AtomicError, CannotRun, CheckFailed, NoSpace, UsageError
 from apk_atomic.lock import RUN, make_run_directory
 from apk_atomic.signals import Signals
@@ -25,6 +25,7 @@ _VFAT = 0x4D44  # MSDOS_SUPER_MAGIC
 _FLAGS = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _NEW = ".new"  # what mtools writes before it renames
+Result = TypeVar("Result")
 _USUAL = ("/boot/efi", "/efi", "/boot")
 
 
@@ -39,6 +40,9 @@ class Esp(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Replaces the file, and makes the directories above it; durable when this returns."""
+
+    def tidy(self, path: str) -> None:
+        """Removes what a power cut left of an earlier `write` of the file."""
 
     def free(self) -> int | None:
         """Bytes that there is room for; None where that is not known."""
@@ -155,11 +159,28 @@ class _Mounted:
 
     def write(self, path: str, data: bytes) -> None:
         self._make_parents(path)
-        self._drop_remains(os.path.dirname(path))
+        self.tidy(path)
         try:
-            files.write_durable(self._directory, path, data, 0o755)
+            with self._kept(path):
+                files.write_durable(self._directory, path, data, 0o755)
+                files.syncfs(self._directory)
         except OSError as error:
             raise _refused(path, error.strerror or "", full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+    @contextmanager
+    def _kept(self, path: str) -> Iterator[None]:
+        """The old file stays open, so that vfat does not free its clusters before the new one has its place on the
+        disk: it writes the name of a renamed file only when that file's inode is written, for which an fsync of the
+        directory is not enough (fs/fat/namei_vfat.c)."""
+        try:
+            old = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            os.close(old)
 
     def free(self) -> int | None:
         room = os.fstatvfs(self._directory)
@@ -173,15 +194,15 @@ class _Mounted:
                 os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=self._directory)
                 files.fsync_dir(self._directory, "/".join(parts[: depth - 1]) or ".")
 
-    def _drop_remains(self, directory: str) -> None:
-        """What a power cut left of an earlier `write`."""
+    def tidy(self, path: str) -> None:
+        directory = os.path.dirname(path)
         for name in files.list_names(self._directory, directory or "."):
             if name.startswith(files.TEMP_PREFIX):
                 os.unlink(f"{directory}/{name}", dir_fd=self._directory)
 
 
 class _ByTools:
-    """A FAT that nothing mounts. mtools renames over a file within one sector of the directory.
+    """A FAT that nothing mounts: mtools makes the new file, which then trades places with the old one (see `fat`).
 
     Each call is a process, so what was read, written or made is remembered.
     """
@@ -213,11 +234,22 @@ class _ByTools:
         with tempfile.NamedTemporaryFile(dir=RUN) as file:
             file.write(data)
             file.flush()
+            self.tidy(path)
             self._must(path, "mcopy", "-D", "o", "-i", self.device, file.name, f"::/{path}{_NEW}")
-        self._flush()
-        self._must(path, "mren", "-D", "o", "-i", self.device, f"::/{path}{_NEW}", f"::/{path}")
-        self._flush()
+        self._with_device(path, os.fsync)
+        if self._with_device(path, lambda device: fat.find(device, path)):
+            self._with_device(path, lambda device: fat.trade(device, path, path + _NEW))
+            self._must(path, "mdel", "-i", self.device, f"::/{path}{_NEW}")
+        else:
+            self._must(path, "mren", "-i", self.device, f"::/{path}{_NEW}", f"::/{path}")
+        self._with_device(path, os.fsync)
         self._known[path] = data
+
+    def tidy(self, path: str) -> None:
+        new = path + _NEW
+        if self._with_device(path, lambda device: fat.find(device, new)):
+            self._with_device(path, lambda device: fat.settle(device, path, new))
+            self._must(path, "mdel", "-i", self.device, f"::/{new}")
 
     def free(self) -> int | None:
         self._run("mdir", "-i", self.device, "::/")
@@ -246,10 +278,12 @@ class _ByTools:
         self._said = done.output.strip()
         return done.status
 
-    def _flush(self) -> None:
+    def _with_device(self, path: str, act: Callable[[int], Result]) -> Result:
         device = os.open(self.device, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.fsync(device)
+            return act(device)
+        except fat.NoFat as error:
+            raise _refused(path, f"{self.device} {error}", full=False) from error
         finally:
             os.close(device)
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("cmdline",),
     ("rehearsal",),
     ("config", "files", "console", "signals", "mounts", "terminal", "loop", "disks", "machine"),
-    ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack", "hibernation"),
+    ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack", "hibernation", "fat"),
     ("settings",),
     ("nvram", "partition", "elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "notify", "namespace", "installed", "fstab", "initramfs", "bootmenu"),

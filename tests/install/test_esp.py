@@ -173,6 +173,9 @@ class Failing:
     def read(self, path: str) -> bytes | None:
         return self.inner.read(path)
 
+    def tidy(self, path: str) -> None:
+        self.inner.tidy(path)
+
     def free(self) -> int | None:
         return self.inner.free()
 
