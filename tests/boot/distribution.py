@@ -67,8 +67,10 @@ def packages(compression: str, terminal: str = CONSOLE) -> tuple[Package, ...]:
         "sbin/console": _program("console"),
     }
     config = f'features="base btrfs virtio"\ninitfscomp="{compression}"\n'.encode()
+    # A staged install may bring the shell.
+    needs = ("openrc", "mkinitfs") if os.environ.get(STAGED) else ("openrc",)
     return (
-        Package("alpine-base", "3.99.0-r0", files=_without(base, generator.files), depends=("openrc",)),
+        Package("alpine-base", "3.99.0-r0", files=_without(base, generator.files), depends=needs),
         Package("btrfs-progs", "6.12-r0", files=tools),
         Package("apk-atomic", "0.1.0-r0", files=project, depends=("alpine-base",)),
         _with(system_package(), {"sbin/openrc": _program("openrc")}),
