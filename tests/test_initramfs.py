@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -177,6 +178,35 @@ def test_memory_stays_small_for_a_large_image(tmp_path: Path) -> None:
     assert grown < 32 << 10
 
 
+@pytest.mark.parametrize("tool", ["zstd", "lz4"])
+def test_memory_stays_small_with_a_real_program(tmp_path: Path, tool: str) -> None:
+    """20 MiB packed by the real zstd and lz4, unpacked by them, in a process of its own."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} on this machine")
+    big: list[Member] = [(f"lib/firmware/{number}", REGULAR, os.urandom(1 << 20)) for number in range(20)]
+    plain = newc([*initramfs_members(RELEASE), *big])
+    options = ["-l"] if tool == "lz4" else ["-3"]
+    packed = subprocess.run([tool, *options, "-c"], input=plain, stdout=subprocess.PIPE, check=True).stdout
+    assert len(packed) > 15 << 20
+    (tmp_path / "image").write_bytes(microcode() + packed)
+    code = (
+        "import os, resource, subprocess, sys; from contextlib import contextmanager\n"
+        "from apk_atomic import initramfs\n"
+        "@contextmanager\n"
+        "def by_program(tool, source):\n"
+        "    with subprocess.Popen([tool, '-dc'], stdin=source, stdout=subprocess.PIPE) as process:\n"
+        "        yield process.stdout\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); image = initramfs.read(os.open(sys.argv[1], os.O_RDONLY), by_program)\n"
+        "print(len(image.members), peak() - before)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "image")]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    count, grown = map(int, done.stdout.split())
+    assert count > 21
+    assert grown < 32 << 10
+
+
 def test_reading_imports_no_decoder_that_is_not_needed() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from apk_atomic import initramfs, proof\n"
@@ -207,3 +237,38 @@ def test_any_changed_archive_gives_a_verdict(compression: str, changes: list[tup
             image.program(name)
     except Damaged:
         pass
+
+
+SEGMENTS = {
+    "microcode": microcode(),
+    "plain": newc([("etc/a", REGULAR, b"a" * 40)]),
+    **{name: COMPRESS[name](newc([(f"etc/{name}", REGULAR, b"b" * 40)])) for name in COMPRESS if name != "none"},
+}
+
+
+@given(
+    names=st.lists(st.sampled_from(list(SEGMENTS)), min_size=1, max_size=5),
+    padding=st.integers(1, 600),
+    cut=st.integers(0, 2000),
+)
+def test_any_row_of_segments_gives_a_verdict(names: list[str], padding: int, cut: int) -> None:
+    """Whole, what is read are their members, in whatever order they stand; cut short, there is a verdict. Zeros between
+    them there must be: only they end a legacy frame of lz4, for the kernel too."""
+    data = b"".join(SEGMENTS[name] + bytes(-len(SEGMENTS[name]) % 4 + padding * 4) for name in names)
+    image = read(data)
+    assert image.codecs == tuple("none" if name in ("microcode", "plain") else name for name in names)
+    assert {f"etc/{name}" for name in names if name in COMPRESS} <= set(image.members)
+    with contextlib.suppress(Damaged):
+        read(data[: max(len(data) - cut, 0)])
+
+
+@given(
+    names=st.lists(st.sampled_from(list(SEGMENTS)), min_size=1, max_size=3),
+    changes=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_any_changed_row_gives_a_verdict(names: list[str], changes: list[tuple[int, int]]) -> None:
+    data = bytearray(b"".join(SEGMENTS[name] + bytes(-len(SEGMENTS[name]) % 4) for name in names))
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    with contextlib.suppress(Damaged):
+        read(bytes(data))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +20,7 @@ from apk_atomic.unpack import Damaged, MissingTool
 from tests.support.bootfiles import arm64_image, bzimage, memory_file, pe_header, unstore, zboot
 
 RELEASE = "6.18.44-0-lts"
+PROJECT = Path(__file__).parents[1]
 EFI_PROGRAM = b"MZ" + bytes(58) + struct.pack("<I", 64) + pe_header(64, 0x6264, 2000) + bytes(1632)
 IMAGES = {
     ImageKind.BZIMAGE: bzimage(RELEASE),
@@ -118,3 +123,36 @@ def test_any_changed_header_gives_a_verdict(kind: ImageKind, changes: list[tuple
         data[at % len(data)] = byte
     with contextlib.suppress(Damaged):
         read(bytes(data))
+
+
+@given(
+    st.sampled_from(["gzip", "xz", "zstd", "lz4"]),
+    st.lists(st.tuples(st.integers(0x400, 0x1600), st.integers(0, 255)), max_size=4),
+    st.integers(0, 200),
+)
+def test_any_changed_payload_gives_a_verdict(compression: str, changes: list[tuple[int, int]], cut: int) -> None:
+    data = bytearray(zboot(RELEASE, compression))
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    with contextlib.suppress(Damaged):
+        read(bytes(data[: len(data) - cut]))
+
+
+@pytest.mark.parametrize("kind", ["packed", "zboot", "plain"])
+def test_memory_stays_small_for_a_large_kernel(tmp_path: Path, kind: str) -> None:
+    """60 MiB unpacked, some of it not to be compressed, in a process of its own."""
+    body = arm64_image(RELEASE) + os.urandom(16 << 20) + bytes(44 << 20)
+    data = {"packed": gzip.compress(body, 1), "plain": body, "zboot": zboot(RELEASE, body=body)}[kind]
+    assert len(data) > 15 << 20
+    (tmp_path / "image").write_bytes(data)
+    code = (
+        "import os, resource, sys; from apk_atomic import kernel_image\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); image = kernel_image.read(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "print(image.release, peak() - before)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "image")]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    release, grown = done.stdout.split()
+    assert release == RELEASE
+    assert int(grown) < 32 << 10

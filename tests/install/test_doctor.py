@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from apk_atomic import bootinstall, bootmenu, btrfs, examine, loaders, loop
+from apk_atomic import bootinstall, bootmenu, btrfs, checkup, examine, loaders, loop
 from apk_atomic import esp as esps
 from apk_atomic.bootmenu import Loader, Menu
-from apk_atomic.checkup_types import EspFacts
+from apk_atomic.checkup_types import EspFacts, Facts, Level
+from apk_atomic.config import Config
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.volume import Volume as OpenVolume
 from tests.install.disks import MIB, NAME, PROGRAM, make_fat, make_refind
+from tests.install.lab import SMALL, Lab
 from tests.support import bootfiles, btrfsctl, engine
 from tests.support.bootworld import KERNEL, install_system
 from tests.support.guest import USER_ID
 from tests.support.packages import File, Package
+from tests.support.powercut import mounted
 from tests.support.world import FIRST, Guest, Volume, make_volume
 
 REFIND, ESP = "/var/cache/refind", "/var/cache/esp"  # commons: what lies there, the test sees as well
@@ -413,3 +416,63 @@ def test_an_esp_that_is_full_or_none(tmp_path: Path) -> None:
         with open(full.place, "rb+") as device:
             device.write(bytes(MIB))
         assert look(MENU).trouble
+
+
+# ---- volumes of other kinds --------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_what_init_made(lab: Lab) -> None:
+    """With its ESP on a FAT beside it; then the loader's own driver is gone."""
+    assert lab.init(*SMALL).status == 0
+    (root, size), (fat_at, fat_size) = lab.part("ROOT"), lab.part("ESP")
+    with loop.attached(str(lab.image), root, size) as volume, loop.attached(str(lab.image), fat_at, fat_size) as place:
+        words = ["--atomic-volume", volume, "doctor", "--json"]
+        found = lab.run([*words, "--esp", place])
+        rows = {row["code"]: row["level"] for row in found.document["findings"]}  # type: ignore[attr-defined]
+        assert found.status == 0
+        assert {code: level for code, level in rows.items() if level != "ok"} == {}
+        assert {"volume", "slots", "fstab", "menu", "esp", "way-in"} <= set(rows)
+        subprocess.run(["mdel", "-i", place, f"::/{OURS}/drivers_{NAME}/btrfs_{NAME}.efi"], check=True)
+        found = lab.run([*words, "--esp", place])
+        assert found.status == 104
+        assert ("loader-missing", "problem") in {
+            (row["code"], row["level"]) for row in found.document["findings"]  # type: ignore[attr-defined]
+        }
+
+
+def test_a_volume_that_lost_a_device(tmp_path: Path) -> None:
+    """A mirror of two, of which one is no longer attached."""
+    images = [tmp_path / name for name in ("one", "two")]
+    for image in images:
+        with image.open("wb") as file:
+            file.truncate(300 * MIB)
+    with loop.attached(str(images[0])) as kept:
+        with loop.attached(str(images[1])) as lost:
+            argv = ["mkfs.btrfs", "--quiet", "--metadata", "raid1", "--data", "raid1", kept, lost]
+            subprocess.run(argv, check=True, capture_output=True)
+            for device in (kept, lost):
+                forget(device)
+        with attached_top(kept) as top:
+            made = OpenVolume(kept, UUID, None, top, True)
+            found = examine.look_at_volume(made, Config())
+        forget(kept)
+    assert found.missing_devices == 1
+    codes = {each.code: each.level for each in checkup.judge(Facts(volume=found))}
+    assert codes["device-missing"] is Level.PROBLEM
+
+
+def forget(device: str) -> None:
+    """The kernel remembers devices of btrfs that it has seen."""
+    subprocess.run(["btrfs", "device", "scan", "--forget", device], check=True, capture_output=True)
+
+
+@contextmanager
+def attached_top(device: str) -> Iterator[int]:
+    """The top level of a degraded volume with the smallest layout there is."""
+    with mounted(device, "degraded,subvolid=5") as top:
+        for name in ("snapshots", "links/x"):
+            (top / name).mkdir(parents=True)
+        (top / "current").symlink_to("./links/x")
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+        yield fd
+        os.close(fd)

@@ -86,9 +86,9 @@ def arm64_image(release: str) -> bytes:
     return bytes(head) + body
 
 
-def zboot(release: str, compression: str = "gzip") -> bytes:
-    """An EFI zboot image around `arm64_image`."""
-    payload = COMPRESS[compression](arm64_image(release))
+def zboot(release: str, compression: str = "gzip", *, body: bytes = b"") -> bytes:
+    """An EFI zboot image around `body`, or `arm64_image`."""
+    payload = COMPRESS[compression](body or arm64_image(release))
     start = 0x400
     head = bytearray(start)
     head[:2], head[4:8] = b"MZ", b"zimg"
