@@ -114,6 +114,14 @@ def test_synopsis_of_a_verb(verb: str) -> None:
     assert set(re.findall(r"^  (--[a-z-]+)", help_text, re.MULTILINE)) == options_of(verb) | {usage.HELP}
 
 
+def test_list_of_verbs_is_in_columns() -> None:
+    lines = usage.text().splitlines()
+    assert all(len(line) < 120 for line in lines)
+    for verb, each in usage.VERBS.items():
+        at = next(number for number, line in enumerate(lines) if line.strip().startswith(usage.synopsis(verb)))
+        assert each.does in (lines[at][usage._LEFT :], lines[at + 1][usage._LEFT :])
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if usage.VERBS[verb].flags is None])
 def test_own_parser_explains_itself(verb: str) -> None:
     silent = [action.dest for action in own_parser(verb)._actions if action.help in (None, SUPPRESS)]

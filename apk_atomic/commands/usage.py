@@ -51,6 +51,7 @@ VERBS: Mapping[str, Verb] = {
         "boot, else 104.",
         {"json": _JSON}, most=1,
     ),
+    "doctor": Verb("[--esp DIR|DEVICE] [--json]", "what is wrong with this system, and what to type next"),
     "rollback": Verb(
         "[--force] [SLOT|ID]", "another generation boots next",
         "No generation is made, and what was next becomes a fallback. Without an operand: the booted one, if that is\n"
@@ -84,7 +85,6 @@ VERBS: Mapping[str, Verb] = {
     "init": Verb("DEVICE|IMAGE …", "a new system on a disk, in an image file, on a partition"),
     "adopt": Verb("[--finish] …", "the layout for the system that runs, without reinstalling it"),
     "boot-config": Verb("[--install] …", "the static boot menu; with --install, onto the ESP"),
-    "doctor": Verb("[--esp DIR|DEVICE] [--json]", "what is wrong with this system, and what to type next"),
 }  # fmt: skip
 
 OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -111,13 +111,18 @@ def text() -> str:
         *((f"       {synopsis(verb)}", each.does) for verb, each in VERBS.items()),
     ]
     return "\n".join((
-        *(f"{left:<{_LEFT}}{right}" for left, right in rows),
+        *(line for left, right in rows for line in _columns(left, right)),
         "",
         f"apk-atomic VERB {HELP} says more, and the manual all: man apk-atomic",
         "",
         "options of ours, also on apk's lines:",
         *_options(tuple(OPTIONS)),
     ))  # fmt: skip
+
+
+def _columns(left: str, right: str) -> list[str]:
+    """A row of the list; what does not fit has a line of its own."""
+    return [f"{left:<{_LEFT}}{right}"] if len(left) < _LEFT else [left, " " * _LEFT + right]
 
 
 def of(words: Sequence[str], taken: Sequence[str]) -> str | None:
@@ -131,7 +136,7 @@ def of(words: Sequence[str], taken: Sequence[str]) -> str | None:
     wide = max(map(len, flags))
     lines = [f"usage: {synopsis(words[0])}", "", verb.more, "", "options:"]
     lines += [f"  --{flag:<{wide}}  {what}" for flag, what in flags.items()]
-    return "\n".join([*lines, "", "options of ours:", *_options(taken)])
+    return "\n".join([*lines, *(["", "options of ours:", *_options(taken)] if taken else [])])
 
 
 def _options(names: Sequence[str]) -> list[str]:
