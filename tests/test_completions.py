@@ -89,9 +89,9 @@ def completed(scripts: Path, shell: str, path: str, *lines: str, cwd: Path | Non
     """What the shell offers for each line, whose words are separated by `|`."""
     script = str(file_of(scripts, shell))
     command = ["bash", "-c", BASH, script] if shell == "bash" else ["fish", "--no-config", "-c", FISH, script]
+    environment = {"PATH": path, "HOME": str(scripts / "home"), "LC_ALL": "C.UTF-8"}
     done = subprocess.run(command, input="".join(f"apk-atomic|{line}\n" for line in lines), text=True, check=True,
-                          env={"PATH": path, "HOME": "/nowhere", "LC_ALL": "C.UTF-8"}, stdout=subprocess.PIPE,
-                          cwd=cwd)  # fmt: skip
+                          env=environment, stdout=subprocess.PIPE, cwd=cwd)  # fmt: skip
     return [set(answer.split()) for answer in done.stdout.splitlines()]
 
 
@@ -191,7 +191,7 @@ def start(shell: str, scripts: Path, path: str) -> pexpect.spawn:
                               "autoload -Uz compinit; compinit -D -u"),
     }  # fmt: skip
     words, setup = first[shell]
-    environment = {"PATH": path, "HOME": "/nowhere", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    environment = {"PATH": path, "HOME": str(scripts / "home"), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
     terminal = pexpect.spawn(shutil.which(shell) or shell, words, env=environment, encoding="utf-8", timeout=30,
                              dimensions=(24, 200))  # fmt: skip
     terminal.sendline(setup)

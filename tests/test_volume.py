@@ -228,7 +228,7 @@ def test_read_again_reads_what_it_is_told_to(place: Place) -> None:
         (place.top / "snapshots" / name / "pinned").touch()
     place.generation("four")
     place.point("four", "one", name="second")
-    assert read_again(place.volume, known, ()) == replace(known, slots=("", "one"))
+    assert read_again(place.volume, known, ()) == replace(known, slots=("", "one"), links="second")
     found = read_again(place.volume, known, ("four", "three", "three", "gone"))
     now = read_state(place.volume)
     assert found.slots == ("four", "one")
@@ -349,7 +349,7 @@ def located(world: Volume) -> locate.Located:
 def test_opened_for_reading_and_for_writing(volume: Volume) -> None:
     with engine.own_run():
         with opened(located(volume), writable=False) as found:
-            assert read_state(found) == State(read_state(found).generations, (FIRST,) * 4)
+            assert read_state(found) == State(read_state(found).generations, (FIRST,) * 4, links=FIRST)
             with pytest.raises(OSError, match="Read-only"):
                 os.mkdir("x", dir_fd=found.top)
         with opened(located(volume), writable=True) as found:
