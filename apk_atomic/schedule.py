@@ -15,6 +15,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = 24 * 60  # minutes
 _WEEK = 7 * _DAY
 HOUR = 3600.0
+_BATTERIES = ("Battery", "UPS")
 
 
 class Window(NamedTuple):
@@ -83,13 +84,13 @@ class Supply(NamedTuple):
 
 
 def on_mains(supplies: Iterable[Supply]) -> bool:
-    """Whether the machine runs on mains power; one that tells nothing about it does."""
+    """Whether the machine runs on mains power; one without a battery does, whatever its sockets say."""
     found = [supply for supply in supplies if supply.scope != "Device"]
-    sources = [supply for supply in found if supply.type != "Battery" and supply.online in ("0", "1")]
-    if any(supply.online == "1" for supply in sources):
+    batteries = [supply for supply in found if supply.type in _BATTERIES]
+    sources = [supply for supply in found if supply.type not in _BATTERIES and supply.online in ("0", "1")]
+    if not batteries or any(supply.online == "1" for supply in sources):
         return True
-    draining = any(supply.type == "Battery" and supply.status == "Discharging" for supply in found)
-    return not draining and not sources
+    return not sources and all(supply.status != "Discharging" for supply in batteries)
 
 
 class Moment(NamedTuple):

@@ -50,7 +50,9 @@ def upgrade(run: Run) -> Event:
     if why:
         return Event("skipped", why)
     if not (run.now or run.dry_run):
-        pause(run.signals, random.uniform(0, run.config.auto.delay_minutes * 60))
+        delay = random.uniform(0, run.config.auto.delay_minutes * 60)
+        run.context.console.aside(f"waiting for {int(delay)} seconds, as [auto] delay_minutes says; --now does not")
+        pause(run.signals, delay)
         why = _why_not(run)
     if why:
         return Event("skipped", why)

@@ -101,13 +101,15 @@ BATTERY = Supply("Battery", status="Discharging")
     [
         ([], True),
         ([Supply("Mains", "1")], True),
-        ([Supply("Mains", "0")], False),
-        ([Supply("Mains", "0"), Supply("USB", "1")], True),
+        ([Supply("USB", "0")], True),  # an empty socket of a desktop
+        ([Supply("Mains", "0"), BATTERY], False),
+        ([Supply("Mains", "0"), BATTERY._replace(status="Full")], False),  # unplugged a moment ago
+        ([Supply("Mains", "0"), Supply("USB", "1"), BATTERY], True),
         ([Supply("Mains", "1"), BATTERY], True),
         ([BATTERY], False),
         ([BATTERY._replace(status="Full")], True),
         ([BATTERY._replace(scope="Device")], True),  # a mouse's
-        ([Supply("UPS", "1"), Supply("Mains", "")], True),
+        ([Supply("UPS", status="Discharging")], False),
     ],
 )
 def test_mains(supplies: list[Supply], expected: bool) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from apk_atomic import machine, notify, planning, process, report, restart, unattended
 from apk_atomic.config import Config
 from apk_atomic.context import Context, config_of, require_root
-from apk_atomic.errors import AtomicError, Interrupted, Locked, UsageError, refusal
+from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, UsageError, refusal
 from apk_atomic.lock import Lock
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
@@ -71,12 +71,12 @@ def _run(context: Context, config: Config, signals: Signals, held: int, wishes: 
                 if said:
                     context.console.note(f"apk said:\n{said}")
             _tell(this, event)
-        if not wishes.dry_run:
-            rebooted = restart.consider(this, lambda each: _tell(this, each))
+        if not wishes.dry_run and event.status != NotDurable.exit_code:
+            rebooted = _rebooted(this)
     finally:
         os.close(output)
     _answer(context, config, wishes, event, rebooted)
-    return event.status
+    return event.status or (rebooted.status if rebooted else 0)
 
 
 def _upgraded(this: Run) -> tuple[Event, str]:
@@ -90,6 +90,18 @@ def _upgraded(this: Run) -> tuple[Event, str]:
     except AtomicError as error:
         failure = error
     return Event("failed", failure.message, status=failure.exit_code, loud=True), failure.hint
+
+
+def _rebooted(this: Run) -> Event:
+    try:
+        return restart.consider(this, lambda each: _tell(this, each))
+    except Interrupted:
+        raise
+    except AtomicError as error:
+        event = Event("failed", error.message, status=error.exit_code, loud=True)
+    this.context.console.error(event.message)
+    _tell(this, event)
+    return event
 
 
 def _tell(this: Run, event: Event) -> None:

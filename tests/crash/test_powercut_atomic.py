@@ -56,6 +56,7 @@ STORIES = (
     Recorded("upgrade", pending, (("upgrade",),)),
     Recorded("run", pending, (("run", "--", "sh", "-c", EDIT),)),
     Recorded("rollback", pending, (("rollback",),)),
+    Recorded("auto", pending, (("auto", "--now"),)),
     Recorded("discard", pending, (("discard",),)),
     Recorded("gc", pending, (("gc",),)),
     Recorded("two", pending, (("add", "b"), ("upgrade",))),
