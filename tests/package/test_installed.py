@@ -48,7 +48,7 @@ def with_apk(repository: Repository, *names: str) -> Callable[[Path], None]:
 
     def prepare(tree: Path) -> None:
         (tree / "before").write_text("\n".join(files_of(tree)))
-        command = [which_apk().path, "--root", str(tree), "-X", repository.path, "--no-cache", "add", *names]
+        command = [which_apk().path, "--root", str(tree), "-X", repository.path, "add", *names]
         subprocess.run(command, check=True, env=CLEAN, stdout=subprocess.DEVNULL)
 
     return prepare
