@@ -121,6 +121,7 @@ TAKEN = {
     "status": "volume",
     "diff": "volume",
     "prove": "volume",
+    "doctor": "volume",
     "rollback 1": "wait volume",
     "discard": "wait volume",
     "gc": "wait volume",

@@ -123,7 +123,9 @@ def test_every_option_of_every_word(scripts: Path, shell: str) -> None:
         assert missing == set(), f"{name}: {missing}"
         strange = {each for each in offered if each.startswith("--") and not each.startswith("--atomic-")} - known(name)
         assert {each for each in strange if each.replace("--no-", "--") not in known(name)} == set(), name
-        assert ("--atomic-volume" in offered) == (name in APPLETS or "volume" in cli._VERBS[name].takes), name
+        takes = cli._OF_APK[APPLETS[name].kind] if name in APPLETS else cli._VERBS[name].takes
+        atomic = {each.removeprefix("--atomic-") for each in offered if each.startswith("--atomic-")}
+        assert {each.replace("-", "_") for each in atomic} == set(takes), name
 
 
 @pytest.mark.parametrize("shell", completions.SHELLS)

@@ -72,8 +72,12 @@ def _verb(name: str) -> Word:
     else:
         own = [Option(f"--{flag}", None, does) for flag, does in verb.flags.items()]
         own.append(Option(usage.HELP, None, "help"))
-    taken = [each for each in usage.OPTIONS if each.replace("-", "_") in cli._VERBS[name].takes]
-    return Word(verb.does, _unique([*own, *_of_ours(taken)]), _operands(verb.words))
+    return Word(verb.does, _unique([*own, *_of_ours(_taken(cli._VERBS[name].takes))]), _operands(verb.words))
+
+
+def _taken(fields: tuple[str, ...]) -> list[str]:
+    """The options of ours with these names in AtomicOptions."""
+    return [name for name in usage.OPTIONS if name.replace("-", "_") in fields]
 
 
 def _operands(synopsis: str) -> str:
@@ -112,8 +116,7 @@ def _of_ours(names: list[str] | Mapping[str, tuple[str, str]]) -> Iterator[Optio
 
 
 def _applet(name: str) -> Word:
-    takes = cli._OF_A_CHANGE if name in ("add", "del", "fix", "upgrade") else ("volume",)
-    ours = [each for each in usage.OPTIONS if each.replace("-", "_") in takes]
+    ours = _taken(cli._OF_APK[APPLETS[name].kind])
     return Word("as apk", _unique([*_of_apk(name), *_of_ours(ours)]), _OPERANDS.get(name, INSTALLED))
 
 

@@ -131,6 +131,7 @@ def _newer_works(volume: Volume, guest: Guest) -> None:
         assert json.loads(record.read_text())["version"] == 1
 
 
+@pytest.mark.real_apk
 def test_configuration_that_was_edited_survives_an_upgrade(volume: Volume, newer: dict[str, Built]) -> None:
     edited = "[generations]\nslots = 3\n"
     guest = volume.boot()
