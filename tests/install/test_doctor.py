@@ -356,6 +356,28 @@ def test_a_kernel_that_is_held_back(patient: Patient) -> None:
     assert patient.new() == {"kernel-held": "note"}
 
 
+OVERLAY = """\
+mkdir -p /run/o/low /run/o/up /run/o/work /run/o/new
+mount --bind / /run/o/low
+mount -t tmpfs tmpfs /run/o/up
+mkdir /run/o/up/up /run/o/up/work
+mount -t overlay -o lowerdir=/run/o/low,upperdir=/run/o/up/up,workdir=/run/o/up/work overlay /run/o/new
+mount -t tmpfs tmpfs /run/o/new/run
+mkdir -p /run/o/new/run/o/low
+mount --bind /run/o/low /run/o/new/run/o/low
+for each in proc sys dev var/cache; do mount --rbind /$each /run/o/new/$each; done
+exec chroot /run/o/new apk-atomic doctor --json --esp /var/cache/esp
+"""
+
+
+def test_an_overlay_above_the_root(steady: Patient) -> None:
+    """As mkinitfs's overlaytmpfs= makes it, in a mount namespace of its own."""
+    done = steady.guest.run(["unshare", "--mount", "/bin/sh", "-euc", OVERLAY], check=True)
+    levels = {row["code"]: row["level"] for row in json.loads(done.stdout)["findings"]}
+    assert levels["root-overlay"] == "note"
+    assert "root-unsealed" not in levels and levels["volume"] == "ok"
+
+
 def test_a_drop_in_that_comes_too_late(steady: Patient) -> None:
     steady.shell("mkdir -p /tmp/bin; ln -sf /usr/bin/apk-atomic /tmp/bin/apk")
     usual = "/usr/sbin:/usr/bin:/sbin:/bin"
