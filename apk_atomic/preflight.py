@@ -45,14 +45,18 @@ def require_default_subvolume(work: Work) -> None:
 
 
 def require_awake(work: Work) -> None:
-    """A hibernated system would come back on a volume that changed under it. Raises CheckFailed."""
+    """Nothing is changed under a system that sleeps. Raises CheckFailed."""
+    if text := sleeping(work):
+        hint = "let it resume and shut it down, or drop it: mkswap, with the same UUID (-U), on that device"
+        raise CheckFailed(f"{text}; nothing was changed", hint=hint)
+
+
+def sleeping(work: Work) -> str:
+    """What is to be said of a hibernated system that would come back on this volume; "" where none waits."""
     found = hibernation.waiting_in(work.volume.top, running=work.volume.running)
-    if found is not None:
-        raise CheckFailed(
-            f"resume={found.spec} holds a hibernated system, which would come back on a volume that changed under it; "
-            "nothing was changed",
-            hint="let it resume and shut it down, or drop it: mkswap, with the same UUID (-U), on that device",
-        )
+    if found is None:
+        return ""
+    return f"resume={found.spec} holds a hibernated system, which would come back on a volume that changed under it"
 
 
 def require_space(work: Work) -> None:

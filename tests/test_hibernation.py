@@ -19,6 +19,7 @@ from tests.support.world import FIRST, Guest, Volume
 
 MIB = 1 << 20
 UUID = "0123cafe-4567-89ab-cdef-0123456789ab"
+SECOND = "20250101000000abcdefgh"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -121,6 +122,10 @@ def test_nothing_changes_under_a_system_that_sleeps(volume: Volume, guest: Guest
         assert (done.status, volume.generations()) == (104, [FIRST])
         assert f"resume=UUID={UUID} holds a hibernated system" in done.stderr
         assert "nothing was changed" in done.stderr and "mkswap" in done.stderr
+    volume.add_generation(SECOND)
+    done = guest.run(["apk-atomic", "rollback", SECOND], check=True)  # what must work in an emergency
+    assert f"warning: resume=UUID={UUID} holds a hibernated system" in done.stderr
+    guest.run(["apk-atomic", "rollback", FIRST], check=True)
     proved = json.loads(guest.run(["apk-atomic", "prove", "--json"]).stdout)
     assert "resume" in [row["code"] for row in proved["warnings"]]
     subprocess.run(["mkswap", "--uuid", UUID, swap], check=True, capture_output=True)

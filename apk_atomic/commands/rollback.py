@@ -21,6 +21,8 @@ def rollback(context: Context, target: str | None, *, force: bool = False, wait:
         preflight.require_default_subvolume(work)
         state = volume.read_state(work.volume)
         chosen = choose_target(state, target, force=force)
+        if text := preflight.sleeping(work):
+            work.console.warn(text)
         if chosen == state.next:
             context.console.note(f"generation {chosen} is next already; nothing was changed")
             return 0
