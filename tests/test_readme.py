@@ -230,6 +230,7 @@ def test_every_verb_is_named() -> None:
 
 def test_what_it_leads_to_is_there() -> None:
     text = README.read_text()
-    headings = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = {title.lower().replace(" ", "-").replace("'", "") for title in titles}
     for name in re.findall(r"\]\(([^)]+)\)", text):
         assert name.removeprefix("#") in headings if name[0] == "#" else (README.parent / name).exists(), name
