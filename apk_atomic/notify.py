@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from apk_atomic import process
@@ -20,6 +21,9 @@ from apk_atomic.names import iso_utc
 from apk_atomic.signals import Signals
 
 NAME = "apk-atomic"
+LOG = "/dev/log"
+_DAEMON, _ERROR, _INFO = 3 << 3, 3, 6  # <syslog.h>
+_LONGEST = 1000  # bytes; RFC 3164 has 1024, and syslogds cut off there
 
 
 class Event(NamedTuple):
@@ -79,9 +83,11 @@ def tell(
 
 
 def log(line: str, *, bad: bool = False) -> None:
-    """One line to syslog; where nobody listens at /dev/log it is lost, as syslog(3) has it."""
-    import syslog
+    """One line to syslog. Where nobody listens at /dev/log, or whoever does takes nothing more, it is lost: syslog(3)
+    would wait for him, for ever."""
+    import socket
 
-    syslog.openlog(NAME, syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_ERR if bad else syslog.LOG_INFO, line)
-    syslog.closelog()
+    text = f"<{_DAEMON + (_ERROR if bad else _INFO)}>{time.strftime('%b %e %H:%M:%S')} {NAME}[{os.getpid()}]: {line}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender, suppress(OSError):
+        sender.connect(LOG)
+        sender.send(text.encode(errors="replace")[:_LONGEST])

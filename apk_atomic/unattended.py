@@ -226,7 +226,10 @@ def _deny(work: Work, plan: Plan, error: AtomicError) -> None:
     if is_apk or isinstance(error.__cause__, OSError):
         return
     entry = Denied(plan.set, iso_utc(time.time()), error.message.partition("; nothing")[0])
-    remembered.deny(work.volume, entry)
+    try:
+        remembered.deny(work.volume, entry)
+    except OSError as failure:
+        work.console.warn(f"that these packages failed could not be written down: {failure.strerror}")
 
 
 # ---- the transaction -------------------------------------------------------------------------------------

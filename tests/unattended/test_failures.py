@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.adversity.trial import Trial
 from tests.support.packages import File
 from tests.support.pythontree import site_packages
-from tests.unattended.house import PERIODIC, House
+from tests.support.world import Volume
+from tests.unattended.house import PERIODIC, House, furnish
 
 FAILS = {"post-upgrade": "#!/bin/sh\necho this goes wrong\nexit 1\n"}
 
@@ -125,3 +127,15 @@ def test_apk_finds_no_way(house: House) -> None:
     assert "nowhere-to-be-found" in said  # apk's own words
     house.release("nowhere-to-be-found", "1.0-r0")
     house.committed()
+
+
+def test_cache_that_is_not_shared(volume: Volume) -> None:
+    """The sealed root has no place for a new index; the way out is said, and nothing is denied."""
+    text = (volume.top / "fstab").read_text()
+    (volume.top / "fstab").write_text("".join(line for line in text.splitlines(True) if "/var/cache" not in line))
+    name = "20240102030406abcdefgh"
+    volume.add_generation(name, lambda tree: furnish(tree, {}))
+    volume.point(name, name=name)
+    trial = Trial(volume)
+    trial.refused("apk-atomic", "auto", says="/var/cache/apk is not shared by the generations")
+    assert not (volume.top / "state").exists()

@@ -124,12 +124,19 @@ def test_syslog_that_is_not_there(house: House) -> None:
 
 
 def test_syslog_that_does_not_read(house: House) -> None:
-    """A socket whose queue is full: what is said is lost, and nobody waits for ever."""
+    """One that is stopped, so that its queue is full, and one that is gone and has left its name: nobody waits."""
     house.own_dev()
     place = os.path.join(house.guest.root, "dev/log")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+    dgram = socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    with socket.socket(*dgram) as log, socket.socket(*dgram) as other:
         log.bind(place)
-    house.release("hello", "2.0-r0")  # the name is there, and nobody behind it
+        other.connect(place)
+        with pytest.raises(BlockingIOError):
+            while True:
+                other.send(b"x")
+        house.release("hello", "2.0-r0")
+        house.committed()
+    house.release("hello", "3.0-r0")
     house.committed()
 
 
