@@ -26,10 +26,11 @@ class Hold(NamedTuple):
 def find_holds(database: bytes, world: str) -> tuple[Hold, ...]:
     """The installed kernels that something installed, or the world, ties to a version."""
     found = []
-    for kernel in sorted(set(_kernels(database)) - {b""}):
-        record = next(_records_with(database, b"\nP:" + kernel + b"\n"), b"")
+    text = b"\n" + database  # so that every line begins with a newline
+    for kernel in sorted(set(_kernels(text)) - {b""}):
+        record = next(_records_with(text, b"\nP:" + kernel + b"\n"), b"")
         origin = _field(record, b"o")
-        users = _records_with(database, kernel)
+        users = _records_with(text, kernel)
         by = sorted({_field(user, b"P").decode("utf-8", "replace") for user in users
                      if _is_tied(user, kernel) and (not origin or _field(user, b"o") != origin)})  # fmt: skip
         name = kernel.decode("utf-8", "replace")
@@ -58,15 +59,14 @@ def sentences(holds: Iterable[Hold], answer: str) -> tuple[str, ...]:
     )
 
 
-def _kernels(database: bytes) -> Iterator[bytes]:
+def _kernels(text: bytes) -> Iterator[bytes]:
     """Names of the packages that have a directory in usr/share/kernel."""
-    for record in _records_with(database, _OWNS):
+    for record in _records_with(text, _OWNS):
         yield _field(record, b"P")
 
 
-def _records_with(database: bytes, needle: bytes) -> Iterator[bytes]:
-    """The records in which `needle` stands; with a newline in front of each, so that every line begins with one."""
-    text = database if database.startswith(b"\n") else b"\n" + database
+def _records_with(text: bytes, needle: bytes) -> Iterator[bytes]:
+    """The records in which `needle` stands, each with a newline in front and behind."""
     at = text.find(needle)
     while at >= 0:
         start = max(text.rfind(b"\n\n", 0, at + 1) + 1, 0)
