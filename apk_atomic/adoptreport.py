@@ -97,6 +97,10 @@ def stays_behind(plan: Plan, device: str, top_names: tuple[str, ...]) -> Behind:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
+    yield (
+        "the old loader stays on the ESP, and in the firmware's list, until you remove it: "
+        "efibootmgr --bootnum NUMBER --delete-bootnum"
+    )
     if plan.separate:
         yield f"the old /boot ({plan.separate.device}) is not used any more: kernels are in the generations"
     for path in plan.swap_files:

@@ -289,22 +289,23 @@ def _uses(work: Work, known: Adoption, plan: Plan) -> Iterator[str]:
     files.syncfs(work.volume.top)  # tree searches see what is committed
     commons = files.open_beneath(work.volume.top, "commons", _DIRECTORY)
     try:
-        for name in (*plan.commons, SWAP_COMMON):
-            if _is_changed(commons, name, known):
+        for name in sorted(os.listdir(commons)):
+            if _is_used(commons, name, known, needed=name in (*plan.commons, SWAP_COMMON)):
                 yield f"commons/{name} has changed"
     finally:
         os.close(commons)
 
 
-def _is_changed(commons: int, name: str, known: Adoption) -> bool:
-    """Whether a common, if it is there, is not as it was when it was filled."""
+def _is_used(commons: int, name: str, known: Adoption, *, needed: bool) -> bool:
+    """Whether a common is not as it was when it was filled; one that was not filled at all, if it is in the way."""
+    if not btrfs.is_subvolume(commons, name):
+        return needed
+    common = files.open_beneath(commons, name, _DIRECTORY)
     try:
-        common = files.open_beneath(commons, name, _DIRECTORY)
-    except FileNotFoundError:
-        return False
-    try:
-        copied = known.copied.get(btrfs.subvolume_info(common).uuid) if btrfs.is_subvolume(common) else None
-        return copied is None or any(_is_newer(common, inode, copied) for inode in _since(common, copied))
+        copied = known.copied.get(btrfs.subvolume_info(common).uuid)
+        if copied is None:
+            return needed
+        return any(_is_newer(common, inode, copied) for inode in _since(common, copied))
     finally:
         os.close(common)
 

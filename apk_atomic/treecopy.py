@@ -34,7 +34,8 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 @dataclass(slots=True)
 class _Copy:
     """`source` and `target` are the two tops; `live` is the directory that `source` is a snapshot of. `check` raises
-    to stop. `links` has the places of files with several names."""
+    to stop. `links` has the places of files with several names; `flags` are what files
+    get when all have their names."""
 
     source: int
     target: int
@@ -42,6 +43,7 @@ class _Copy:
     check: Callable[[], None]
     links: dict[tuple[int, int], str] = field(default_factory=dict)
     directories: list[tuple[str, bool]] = field(default_factory=list)
+    flags: dict[str, int] = field(default_factory=dict)
     count: int = 0
 
 
@@ -55,6 +57,9 @@ def copy_content(source: int, target: int, live: int, check: Callable[[], None])
     for path, is_live in job.directories:  # which grows meanwhile
         check()
         _copy_entries(job, path, is_live)
+    for path, flags in job.flags.items():
+        with ExitStack() as stack:
+            _add_flags(_open(stack, target, path, _FILE), flags)
     for path, is_live in reversed(job.directories):  # times of a directory change with what comes into it
         with ExitStack() as stack, suppress(FileNotFoundError):
             old = _open(stack, live if is_live else source, path, _DIRECTORY)
@@ -91,7 +96,7 @@ def _copy_entry(job: _Copy, old: int, new: int, name: str, place: str, is_live: 
         os.mkdir(name, 0o700, dir_fd=new)
         job.directories.append((place, is_live or status.st_ino == _PLACEHOLDER))
     elif not _linked(job, status, place, name, new):
-        _copy_one(old, new, name, status)
+        _copy_one(job, old, new, name, place, status)
 
 
 def _linked(job: _Copy, status: os.stat_result, place: str, name: str, new: int) -> bool:
@@ -109,9 +114,10 @@ def _linked(job: _Copy, status: os.stat_result, place: str, name: str, new: int)
     return True
 
 
-def _copy_one(old: int, new: int, name: str, status: os.stat_result) -> None:
+def _copy_one(job: _Copy, old: int, new: int, name: str, place: str, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
-        _copy_file(old, new, name)
+        if flags := _copy_file(old, new, name):
+            job.flags[place] = flags
         return
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(name, dir_fd=old), name, dir_fd=new)
@@ -124,7 +130,8 @@ def _copy_one(old: int, new: int, name: str, status: os.stat_result) -> None:
     os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=new, follow_symlinks=False)
 
 
-def _copy_file(old: int, new: int, name: str) -> None:
+def _copy_file(old: int, new: int, name: str) -> int:
+    """The flags that it is to get in the end: nothing can be done any more with what is immutable."""
     with ExitStack() as stack:
         source = _open(stack, old, name, _FILE)
         target = _open_new(stack, new, name)
@@ -137,7 +144,7 @@ def _copy_file(old: int, new: int, name: str) -> None:
             text = f"{files.fd_path(source)} cannot be copied ({error.strerror}); nothing was changed"
             raise CheckFailed(text, hint="a file that is a swap area, or encrypted, cannot lie in a common") from error
         _copy_attributes(source, target)
-        _set_flags(source, target, _LAST)
+        return _flags(source) & _LAST
 
 
 def _open_new(stack: ExitStack, new: int, name: str) -> int:
@@ -171,8 +178,12 @@ def _set_flags(old: int, new: int, mask: int) -> None:
         fcntl.ioctl(new, _SETFLAGS, bytearray(_LONG.pack(there & ~mask | wanted)))
 
 
+def _add_flags(fd: int, flags: int) -> None:
+    fcntl.ioctl(fd, _SETFLAGS, bytearray(_LONG.pack(_flags(fd) | flags)))
+
+
 def set_nocow(fd: int) -> None:
     """For an empty file: its data is written in place, as a swap file's has to be."""
-    fcntl.ioctl(fd, _SETFLAGS, bytearray(_LONG.pack(_flags(fd) | _NOCOW)))
+    _add_flags(fd, _NOCOW)
 
 

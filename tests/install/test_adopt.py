@@ -173,6 +173,8 @@ def test_a_finish_may_be_repeated_until_the_new_system_is_used(old: OldSystem) -
     assert (old.top / "commons/@home/user/file").read_text() == "new\n"
     assert (old.generation() / "etc/hostname").read_text() == "box\n"
     check_layout(old, second)
+    done(old.adopt(*ADOPT, "--common", "@home"))
+    done(old.adopt("--finish"))
     with (old.top / "commons/@var@log/messages").open("a") as log:
         log.write("booted\n")
     said = old.adopt("--finish")
@@ -379,6 +381,7 @@ def fill(home: Path) -> None:
     subprocess.run(["chattr", "+C", home / "nocow"], check=True)
     (home / "nocow").write_text("in place")
     (home / "fixed").write_text("immutable")
+    os.link(home / "fixed", home / "dir/fixed too")
     subprocess.run(["chattr", "+i", home / "fixed"], check=True)
     (home / "name with\nnewline \udcff").write_text("odd")
     os.utime(home / "dir", ns=(1, 2))
