@@ -72,5 +72,8 @@ def write(opened: Volume, adoption: Adoption) -> None:
     with suppress(FileExistsError):
         os.mkdir(os.path.dirname(PATH), 0o755, dir_fd=opened.top)
         files.syncfs(opened.top)
+    for name in files.list_names(opened.top, os.path.dirname(PATH)):
+        if name.startswith(files.TEMP_PREFIX):  # what a power cut left of an earlier write
+            os.unlink(f"{os.path.dirname(PATH)}/{name}", dir_fd=opened.top)
     text = json.dumps({"version": _VERSION, **asdict(adoption)}, indent=1)
     files.write_durable(opened.top, PATH, text.encode() + b"\n", 0o644)

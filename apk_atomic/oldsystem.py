@@ -188,14 +188,19 @@ def _is_sealed(root: int, path: str) -> bool:
 
 
 def _taken(top: int) -> Iterator[str]:
-    """Names of the layout that hold something: an empty directory may be anybody's, and ours from now on."""
+    """Names of the layout that hold something: an empty directory may be anybody's, and ours from now on. A power cut
+    may have left one with the beginning of a file of ours."""
     for name in adoption.LAYOUT:
         try:
             status = os.stat(name, dir_fd=top, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        if not stat.S_ISDIR(status.st_mode) or files.list_names(top, name):
+        if not stat.S_ISDIR(status.st_mode) or any(map(_is_lasting, files.list_names(top, name))):
             yield name
+
+
+def _is_lasting(name: str) -> bool:
+    return not name.startswith(files.TEMP_PREFIX)
 
 
 def _kernels(root: int, text: str, table: tuple[mounts.Mount, ...]) -> tuple[str, ...] | None:

@@ -489,6 +489,7 @@ def _collect(work: Work, known: Adoption, name: str) -> None:
                 journal.remove_directory(work.volume, journal.LINKS, other)
                 if other in there:
                     journal.collect(work.volume, places, other)
+    files.syncfs(work.volume.top)  # gone before it is forgotten
     adoptstate.write(work.volume, replace(known, generations=(name,)))
 
 

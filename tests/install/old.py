@@ -62,24 +62,23 @@ class OldGuest(Guest):
 
 
 class OldSystem:
-    """An attached volume with an old system; `top` is its top level, mounted in the test's own namespace."""
+    """A volume with an old system; `top` is its top level, mounted in the test's own namespace.
 
-    def __init__(self, image: Path, subvolume: str) -> None:
+    It is on `device`, or attached: then `image` is; where that lies, is also the place for all else.
+    """
+
+    def __init__(self, image: Path, subvolume: str, device: str = "") -> None:
         self.image, self.subvolume = image, subvolume
         self.top, self.esp = image.with_name("top"), image.with_name("esp")
         self.fsid = btrfsctl.fsid_of(image)
-        self._loop = Loop(image)
+        self._loop = None if device else Loop(image)
         self._guests: list[Guest] = []
+        self.device = self._loop.path if self._loop else device
         mount_btrfs(self.device, self.top)
-        self.esp.mkdir()
-        (self.esp / "EFI/alpine").mkdir(parents=True)
+        (self.esp / "EFI/alpine").mkdir(parents=True, exist_ok=True)
         (self.esp / "EFI/alpine/grubx64.efi").write_bytes(b"old loader")
         # an ESP is a file system of its own
         subprocess.run(["mount", "--bind", self.esp, self.esp], check=True)
-
-    @property
-    def device(self) -> str:
-        return self._loop.path
 
     @property
     def root(self) -> Path:
@@ -108,10 +107,14 @@ class OldSystem:
             self._guests.pop().shutdown()
 
     def close(self) -> None:
+        """Let go of everything. Idempotent."""
         self.shutdown()
+        if not self.top.is_mount():
+            return
         unmount(self.esp)
         unmount(self.top)
-        self._loop.detach()
+        if self._loop:
+            self._loop.detach()
 
     def write_fstab(self, *lines: str, root: str = FSTAB) -> None:
         """etc/fstab as setup-disk leaves it, and further lines."""
