@@ -44,16 +44,19 @@ _ATTEMPTS = 3  # to get from a plan to its transaction without somebody else's c
 _CLEANER = 30.0  # seconds for btrfs to give back what was collected
 
 
-def upgrade(run: Run) -> Event:
-    """What became of it. Raises AtomicError for what failed; nothing was changed then."""
+def wait(run: Run) -> str:
+    """Waits the random time, without any lock; why the upgrade must not run at all, '' where it may."""
     why = _why_not(run)
-    if why:
-        return Event("skipped", why)
-    if not (run.now or run.dry_run):
+    if not (why or run.now or run.dry_run):
         delay = random.uniform(0, run.config.auto.delay_minutes * 60)
         run.context.console.aside(f"waiting for {int(delay)} seconds, as [auto] delay_minutes says; --now does not")
         pause(run.signals, delay)
-        why = _why_not(run)
+    return why
+
+
+def upgrade(run: Run) -> Event:
+    """What became of it. Raises AtomicError for what failed; nothing was changed then."""
+    why = _why_not(run)
     if why:
         return Event("skipped", why)
     point("started")

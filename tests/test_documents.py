@@ -17,7 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import atomic_options, bootmenu, cli, cmdline, config, errors, lock, model, process, session, volume
+from apk_atomic import (
+    atomic_options,
+    bootmenu,
+    cli,
+    cmdline,
+    config,
+    errors,
+    lock,
+    model,
+    notify,
+    process,
+    session,
+    volume,
+)
 from apk_atomic.applets import APPLETS, Kind
 from apk_atomic.arguments import Parser
 from apk_atomic.bootmenu import Menu
@@ -224,12 +237,14 @@ def documents() -> dict[str, Mapping[str, object]]:
     from apk_atomic.commands import diff, init, prove, status
     from apk_atomic.makesystem import Made
 
+    event = notify.document(notify.Event("nothing"), "stage")
     generation = model.Generation("x")
     shown = status._document(State((generation,)), (generation,), {"x": Record("x")}, 1)
     inner = shown["generations"]
     assert isinstance(inner, list)
     return {
         "status": {**shown, **inner[0]},
+        "auto": {**event, "dry_run": False, "reboot": None},
         "diff": diff._as_json("a", "b", PackageChanges()),
         "prove": prove._document("a", Proof((), (), {}, {}, (), 0.0)),
         "init": init._document(Made("a", "b", ())),

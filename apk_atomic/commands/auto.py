@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import NamedTuple
 
 from apk_atomic import machine, notify, planning, process, report, restart, unattended
 from apk_atomic.config import Config
 from apk_atomic.context import Context, config_of, require_root
 from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, UsageError, refusal
-from apk_atomic.lock import Lock
+from apk_atomic.lock import RUN, Lock
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
 from apk_atomic.signals import Signals
 from apk_atomic.transaction import HOOKS
 
+_DAY = 86400.0
 _DOCUMENTED = 4000  # bytes of apk's output that follow an error
 
 
@@ -30,23 +32,35 @@ class Wishes(NamedTuple):
 
 
 def run(context: Context, wishes: Wishes) -> int:
-    """0 also when it is not the time, or another run is at work; the exit status of what failed otherwise."""
+    """0 also when it is not the time, or another run is at work that nobody has to know of; else what failed."""
     require_root(context.argv)
     if wishes.reboot and (wishes.now or wishes.dry_run):
         raise UsageError("auto: --reboot goes with neither --now nor --dry-run; nothing was changed")
     located = context.locate()
     config = _config()
+    machine.step_back(config.auto.nice, config.auto.io)
     signals = Signals()
     try:
+        this = Run(context, config, signals, held=-1, output=-1, now=wishes.now, dry_run=wishes.dry_run)
+        why = "only the reboot was asked for" if wishes.reboot else unattended.wait(this)
         with Lock(f"{located.fsid}.auto", " ".join(context.argv), wait=0, signals=signals) as lock:
-            machine.step_back(config.auto.nice, config.auto.io)
-            return _run(context, config, signals, lock.fd, wishes)
-    except Locked:
-        event = Event("skipped", "another unattended run is at work")
-        _answer(context, config, wishes, event, None)
+            return _run(this._replace(held=lock.fd), wishes, why)
+    except Locked as error:
+        if wishes.now or _is_stuck(f"{RUN}/{located.fsid}.auto.lock.holder"):
+            notify.log(error.message, bad=True)
+            raise Locked(error.message, hint="wait for it to end, or look what it waits for") from error
+        _answer(context, config, wishes, Event("skipped", "another unattended run is at work"), None)
         return 0
     finally:
         signals.release()
+
+
+def _is_stuck(holder: str) -> bool:
+    """Whether the run that has the lock has had it for more than a day: then this is no news, but a failure."""
+    try:
+        return time.time() - os.stat(holder).st_mtime > _DAY
+    except OSError:
+        return False
 
 
 def _config() -> Config:
@@ -57,25 +71,26 @@ def _config() -> Config:
         os.close(root)
 
 
-def _run(context: Context, config: Config, signals: Signals, held: int, wishes: Wishes) -> int:
+def _run(this: Run, wishes: Wishes, why: str) -> int:
+    """`why`: what speaks against the upgrade."""
+    console = this.context.console
     watched = not wishes.as_json and os.isatty(2)
-    output = os.dup(2) if watched else os.memfd_create("apk", os.MFD_CLOEXEC)
-    this = Run(context, config, signals, held, output, now=wishes.now, dry_run=wishes.dry_run)
-    event, rebooted = Event("skipped", "only the reboot was asked for"), None
+    this = this._replace(output=os.dup(2) if watched else os.memfd_create("apk", os.MFD_CLOEXEC))
+    event, hint, rebooted = Event("skipped", why), "", None
     try:
-        if not wishes.reboot:
+        if not why:
             event, hint = _upgraded(this)
-            if event.status:
-                said = "" if watched else planning.said_in(output, _DOCUMENTED)
-                context.console.error(event.message, hint=hint)
-                if said:
-                    context.console.note(f"apk said:\n{said}")
-            _tell(this, event)
+        if event.status:
+            said = "" if watched else planning.said_in(this.output, _DOCUMENTED)
+            console.error(event.message, hint=hint)
+            if said:
+                console.note(f"apk said:\n{said}")
+        _tell(this, event)
         if not wishes.dry_run and event.status != NotDurable.exit_code:
             rebooted = _rebooted(this)
     finally:
-        os.close(output)
-    _answer(context, config, wishes, event, rebooted)
+        os.close(this.output)
+    _answer(this.context, this.config, wishes, event, rebooted)
     return event.status or (rebooted.status if rebooted else 0)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.adversity.trial import until
 from tests.support import btrfsctl
 from tests.unattended.house import PERIODIC, House, make_house
 
@@ -138,6 +138,21 @@ def test_now_does_not_wait_for_the_next_day(house: House) -> None:
     house.committed("--now")
 
 
+def test_battery(house: House) -> None:
+    house.configure(only_on_mains=True)
+    house.release("hello", "2.0-r0")
+    house.guest.run(["mount", "-t", "tmpfs", "tmpfs", "/sys/class"], check=True)
+    house.trial.accept_mounts()
+    supplies = Path(house.guest.root, "sys/class/power_supply")
+    for name, key, value in (("BAT0", "type", "Battery"), ("BAT0", "status", "Discharging"), ("AC", "type", "Mains")):
+        (supplies / name).mkdir(parents=True, exist_ok=True)
+        (supplies / name / key).write_text(f"{value}\n")
+    (supplies / "AC/online").write_text("0\n")
+    assert "battery" in house.nothing(outcome="skipped")["message"]
+    (supplies / "AC/online").write_text("1\n")
+    house.committed()
+
+
 def test_inhibit_file(house: House) -> None:
     house.release("hello", "2.0-r0")
     house.guest.run(["touch", "/run/apk-atomic.inhibit"], check=True)
@@ -147,18 +162,34 @@ def test_inhibit_file(house: House) -> None:
     house.committed()
 
 
-def test_random_delay_is_ended_by_a_signal(house: House) -> None:
-    house.configure(delay_minutes=1440)
-    process = house.trial.start("apk-atomic", "auto")
-    holder = f"/proc/{house.guest.pid}/root/run/apk-atomic/{house.volume.fsid}.auto.lock.holder"
-    until(Path(holder).exists)
-    assert os.readlink(f"/proc/{process.pid}/ns/mnt") == os.readlink(f"/proc/{house.guest.pid}/ns/mnt")
-    second = house.guest.run(["apk-atomic", "auto", "--now"])  # the first one waits, and this one says nothing
-    assert (second.status, second.stdout, second.stderr) == (0, "", "")
-    process.terminate()
-    result = house.trial.finish(process)
-    assert result.status == 143
-    house.trial.check_same()
+def test_random_delay(house: House) -> None:
+    """It holds nothing up meanwhile: neither a lock nor a mount namespace, nor who wants it now."""
+    house.configure(delay_minutes=1440, every_hours=20)
+    house.release("hello", "2.0-r0")
+    terminal = house.guest.pty(["apk-atomic", "auto"])
+    terminal.expect("waiting for \\d+ seconds")
+    assert os.readlink(f"/proc/{terminal.pid}/ns/mnt") == os.readlink(f"/proc/{house.guest.pid}/ns/mnt")
+    result = house.guest.run(["apk-atomic", "auto", "--now"], check=True)
+    assert "upgraded hello 1.0-r0 -> 2.0-r0" in result.stderr
+    os.kill(terminal.pid, signal.SIGTERM)
+    terminal.expect("interrupted by SIGTERM; nothing was changed")
+    terminal.wait()
+    assert terminal.exitstatus == 143
+    house.nothing(outcome="skipped")
+
+
+def test_run_that_is_stuck_is_said(house: House) -> None:
+    process = house.trial.start("apk-atomic", "auto", env={"APK_ATOMIC_FAULT": "started:stop"})
+    house.trial.wait_stopped(process)
+    refused = house.guest.run(["apk-atomic", "auto", "--now"])
+    assert refused.status == 102 and f"pid {process.pid}, apk-atomic auto" in refused.stderr
+    assert house.guest.run(["apk-atomic", "auto"]).stderr == ""
+    holder = Path(house.guest.root, f"run/apk-atomic/{house.volume.fsid}.auto.lock.holder")
+    os.utime(holder, (0, time.time() - 90000))
+    refused = house.guest.run(["apk-atomic", "auto"])
+    assert refused.status == 102 and f"pid {process.pid}, apk-atomic auto" in refused.stderr
+    house.trial.go_on(process)
+    assert house.trial.finish(process).status == 0
 
 
 def test_wrong_usage(house: House) -> None:
