@@ -37,6 +37,7 @@ LAYERS = (
     ("bootstrap", "examine"),
     ("order", "oldsystem"),
     ("makesystem", "firstroot"),
+    ("newcommons", "adoptwork"),
     ("takeover",),
     ("context", "arguments", "report"),
     ("planning",),
