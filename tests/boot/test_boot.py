@@ -17,6 +17,7 @@ from tests.boot.disk import installed_disk, loader_config, wiki_disk
 from tests.boot.kernels import Kernel, debian_kernels
 from tests.boot.machine import Entry, GrubEntry, Machine, System
 from tests.boot.mirror import FETCH, make_mirror
+from tests.support.apks import which_apk
 from tests.support.imagecache import scratch_directory
 from tests.support.packages import File, Package
 
@@ -153,7 +154,7 @@ def test_life_of_a_machine(disk: Path, tmp_path: Path, mirror: Path, kernels: tu
         assert (system.generation, system.run("later").status) == (before, 127)
         assert status(system).slots[0] == before
         system.run("apk-atomic prove", check=True)
-        system.run(ARE_COMPRESSED.format("/usr/lib/python3*.zip"), check=True)
+        system.run(ARE_COMPRESSED.format("$(find /usr/lib -name namespace.py)"), check=True)
 
 
 def test_wiki(disk: Path, tmp_path: Path, mirror: Path, kernels: tuple[Kernel, Kernel]) -> None:
@@ -180,7 +181,9 @@ def test_wiki(disk: Path, tmp_path: Path, mirror: Path, kernels: tuple[Kernel, K
         assert (system.generation != born, system.release) == (True, new)
         assert system.run("hello", check=True).text == "hello runs\n"
         assert status(system) == Status(system.generation, False, False, [system.generation, born, born, born])
-        system.run(ARE_COMPRESSED.format("/boot/vmlinuz-lts /boot/initramfs-lts"), check=True)
+        # apk 2 reserves the room of large files beforehand, and btrfs does not compress into that.
+        kernel = "/boot/vmlinuz-lts" if which_apk().major > 2 else ""
+        system.run(ARE_COMPRESSED.format(f"{kernel} /boot/initramfs-lts"), check=True)
         assert top(system, f"md5sum fstab; cd snapshots/{born}/@ && {DIGEST}") == foreign
         assert top(system, "ls").split() == ["commons", "current", "fstab", "links", "next", "snapshots", "staging"]
     assert loader_config(disk) == menu
