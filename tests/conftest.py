@@ -12,7 +12,7 @@ from tests.support.apks import which_apk
 from tests.support.packages import Repository
 from tests.support.world import Guest, Volume, make_volume
 
-NEEDS_REAL = pytest.StashKey[Sequence[str]]()
+NEEDS_REAL = pytest.StashKey["NotRun"]()
 REASON = "needs the real apk"
 IGNORED_BY_CALLERS = (
     signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
@@ -22,7 +22,19 @@ IGNORED_BY_CALLERS = (
 def pytest_configure(config: pytest.Config) -> None:
     _notice_signals()
     config.addinivalue_line("markers", "real_apk: the case goes beyond what the stand-in for apk can do")
-    config.stash[NEEDS_REAL] = ()
+    config.stash[NEEDS_REAL] = NotRun()
+    config.pluginmanager.register(config.stash[NEEDS_REAL])
+
+
+class NotRun:
+    """Takes down which cases need the real apk and were skipped, whichever process they were for."""
+
+    def __init__(self) -> None:
+        self.cases: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[2] == f"Skipped: {REASON}":
+            self.cases.append(report.nodeid)
 
 
 def _notice_signals() -> None:
@@ -40,22 +52,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     _say(session.config, f"apk: {what} ({apk.path})")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With the stand-in, cases that need the real apk are skipped, and counted."""
-    if which_apk().real:
-        return
-    needy = [item for item in items if item.get_closest_marker("real_apk")]
-    config.stash[NEEDS_REAL] = [item.nodeid for item in needy]
-    for item in needy:
-        item.add_marker(pytest.mark.skip(reason=REASON))
+    for item in items:
+        if item.get_closest_marker("real_apk") and not which_apk().real:
+            item.add_marker(pytest.mark.skip(reason=REASON))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last lines: pytest's own summary must not hide what did not run."""
-    for line in named(config.stash[NEEDS_REAL]):
+    cases = config.stash[NEEDS_REAL].cases
+    for line in named(cases):
         _say(config, line)
-    _say(config, f"{len(config.stash[NEEDS_REAL])} cases need the real apk and did not run")
+    _say(config, f"{len(cases)} cases need the real apk and did not run")
 
 
 def named(cases: Sequence[str]) -> list[str]:
