@@ -93,7 +93,7 @@ class Record:
     id: str
     parent: str | None = None
     created: str = ""
-    kind: Kind = Kind.APK
+    kind: Kind | str = Kind.APK
     argv: tuple[str, ...] = ()
     user: str = ""
     message: str = ""
@@ -167,7 +167,7 @@ def to_json_dict(record: Record) -> dict[str, object]:
     """The JSON object of generation.json: what we know, and what another version wrote beside it."""
     return {
         **_encoded(record),
-        "kind": record.kind.value,
+        "kind": str(record.kind),
         "kernels": dict(record.kernels),
         "changes": _encoded(record.changes),
         "initramfs": [_encoded(image) for image in record.initramfs],
@@ -244,10 +244,9 @@ def _version(value: Any) -> int:
     return int(value)
 
 
-def _kind(value: Any) -> Kind:
-    if _text(value) not in set(Kind):
-        raise DamagedRecord("not a kind that we know")
-    return Kind(value)
+def _kind(value: Any) -> Kind | str:
+    """What another version calls a kind of its own is no damage."""
+    return Kind(value) if _text(value) in set(Kind) else str(value)
 
 
 def _seconds(value: Any) -> float:

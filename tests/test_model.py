@@ -118,7 +118,7 @@ def test_a_record_with_any_field_replaced_or_gone_is_a_record_or_damage(
         ("id", "../x"),
         ("id", None),
         ("parent", "-rf"),
-        ("kind", "magic"),
+        ("kind", 3),
         ("kind", ["apk"]),
         ("argv", "add"),
         ("argv", [1]),
@@ -137,6 +137,12 @@ def test_wrong_values_are_damage_and_named(key: str, value: object) -> None:
     sound = to_json_dict(Record(id="20260101000000abcdefgh"))
     with pytest.raises(DamagedRecord, match=key):
         from_json_dict({**sound, key: value})
+
+
+def test_a_kind_of_another_version_is_kept() -> None:
+    document = {**to_json_dict(Record(id="20260101000000abcdefgh")), "kind": "magic"}
+    assert from_json_dict(document).kind == "magic"
+    assert to_json_dict(from_json_dict(document))["kind"] == "magic"
 
 
 def test_only_id_and_version_are_required() -> None:

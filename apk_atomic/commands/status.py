@@ -166,7 +166,7 @@ def _generation(state: State, each: Generation, record: Record | None) -> dict[s
         changes = record.changes
         found |= {
             "parent": record.parent,
-            "kind": record.kind.value,
+            "kind": record.kind,
             "command": list(record.argv),
             "user": record.user,
             "message": record.message,
