@@ -64,7 +64,6 @@ def evidence(
         (evidence(1, "ab", "b", mended="a"), Verdict(0, ("b",))),
         (evidence(0, "a", "a", mended="a"), Verdict(0, ("a",))),
     ],
-    ids=str,
 )
 def test_judgement(seen: Evidence, verdict: Verdict) -> None:
     assert judge(seen) == verdict
