@@ -163,8 +163,8 @@ TYPED = ("status", "add", "upgrade", "rollback")
 # which would run this test, and a chapter that needs a machine of its own.
 ELSEWHERE = {
     "make demo": ("tests/test_demo.py", '"-m", "tests.demo"'),
-    "make test-boot": ("Makefile", "test-boot:\n"),
-    "make test ": (".ci/run", "make test"),
+    "make test-boot": (".ci/run", "make test-boot"),
+    "make test ": (".ci/run", "make test\n"),
     "make disk": ("tests/boot/test_tryout.py", '"## A machine to try it on\\n"'),
     "make machine": ("tests/boot/test_tryout.py", "make"),
     "apk-atomic init": ("tests/install/test_init.py", '"## Making a new system\\n"'),
