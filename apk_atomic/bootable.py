@@ -5,21 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from apk_atomic import (
-    btrfs,
-    chroot,
-    decompress,
-    disks,
-    files,
-    hibernation,
-    kernel,
-    proof,
-    rebuild,
-    staged,
-    volume,
-)
+from apk_atomic import btrfs, disks, files, hibernation, kernel, proof, volume
+from apk_atomic.building import base_decompressor, build_images, decompressor
 from apk_atomic.changed import Changed
 from apk_atomic.config import Config
 from apk_atomic.errors import BuildFailed, CheckFailed
@@ -27,14 +16,10 @@ from apk_atomic.faults import point
 from apk_atomic.initramfs import Image as ReadImage
 from apk_atomic.model import Image, Record
 from apk_atomic.model import Proof as RecordedProof
-from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.proof import Finding, Proof, ProofInput
-from apk_atomic.rebuild import Plan, Rebuild
+from apk_atomic.rebuild import Plan
 from apk_atomic.staged import Staged
 from apk_atomic.volume import Volume
-
-if TYPE_CHECKING:
-    from apk_atomic.unpack import External
 
 MENU = "state/boot.json"
 _MENU_LIMIT = 1 << 20  # bytes
@@ -61,7 +46,7 @@ def make_bootable(root: Staged, changed: Changed) -> Bootable:
     """
     record = volume.read_record(root.work.volume, root.base)
     paths = (*changed.paths, *changed.removed)
-    plan = _build(root, paths, record)
+    plan = build_images(root, paths, record)
     point("built")
     facts = _facts(root, plan)
     if record is None or record.proof is None or plan.rebuild or _is_due(root, paths, record):
@@ -86,56 +71,7 @@ def menu_paths(opened: Volume) -> tuple[str, ...] | None:
         return None
 
 
-# ---- the initramfs --------------------------------------------------------------------------------------------------
-
-
-def _build(root: Staged, paths: tuple[str, ...], record: Record | None) -> Plan:
-    known = {image.path: image.members for image in record.initramfs} if record else {}
-    wanted = root.work.config.initramfs.generator
-    plan = rebuild.concerned_flavors(
-        root.base_root,
-        root.root,
-        paths,
-        known,
-        configured=_configured(wanted),
-        external=_external(root),
-    )
-    for each in plan.rebuild:
-        _make_image(root, plan, each)
-    return plan
-
-
-def _configured(generator: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The setting as `rebuild` takes it: a command, the kind to look for, or nothing for whichever is installed."""
-    if isinstance(generator, tuple):
-        return generator
-    return () if generator == "auto" else (generator,)
-
-
-def _make_image(root: Staged, plan: Plan, wanted: Rebuild) -> None:
-    root.work.console.step(f"building {wanted.output}: {'; '.join(wanted.reasons)}")
-    if plan.generator is None:
-        raise BuildFailed(f"no generator can make {wanted.output}; nothing was changed", hint="apk-atomic add mkinitfs")
-    argv = tuple(rebuild.build_command(root.root, plan.generator, wanted.release, wanted.output))
-    try:
-        status = root.run(Command(argv[0], argv, chroot.environment(os.environ), silent=True))
-    except NotExecuted as error:
-        raise BuildFailed(error.message, hint="the new generation lacks something that its generator needs") from error
-    root.work.signals.check()
-    if status:
-        raise BuildFailed(
-            f"{argv[0]} failed with exit status {status} for kernel {wanted.release}; nothing was changed",
-            hint="what it said stands above; free space in /tmp of the volume is a common reason",
-        )
-
-
-def _external(root: Staged) -> External:
-    return external(root.work.volume, root.work.config, root.base, root.base_root)
-
-
-def external(opened: Volume, config: Config, name: str, root: int) -> External:
-    """The decompressors of the sealed generation NAME, whose root is open as `root`."""
-    return decompress.by_program(staged.plan_sealed(opened, config, name, root), root)
+# ---- a generation that is there already ----------------------------------------------------------------------------
 
 
 def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
@@ -150,7 +86,7 @@ def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
                 menu_paths=menu_paths(opened),
                 base_boot_names=kernel.boot_names(root),
                 default_subvolume=btrfs.default_subvolume(opened.top),
-                decompress=external(opened, config, name, root),
+                decompress=decompressor(opened, config, name, root),
                 volume_uuid=opened.fsid,
                 resume=resume.spec if resume else "",
                 hibernated=resume is not None and hibernation.is_waiting(resume),
@@ -164,13 +100,12 @@ def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
 
 
 def _facts(root: Staged, plan: Plan) -> ProofInput:
-    images = {} if plan.rebuild else dict(plan.images or {})
     return ProofInput(
         generation_path=f"/snapshots/{root.id}",
         menu_paths=menu_paths(root.work.volume),
         base_boot_names=kernel.boot_names(root.base_root),
-        decompress=_external(root),
-        images=images,
+        decompress=base_decompressor(root),
+        images=dict(plan.images or {}),
         allow_removed=root.work.config.proof.allow_removed_kernel,
         volume_uuid=root.work.volume.fsid,
     )

@@ -106,6 +106,24 @@ def concerned_flavors(
     return Plan(tuple(rebuild), tuple(kept), images, generator)
 
 
+def stale_member(base: int, staged: int, changed_paths: Collection[str], plan: Plan, image: Image) -> str:
+    """The first member of an image of this very change that still is base's file, though the root has another one
+    in its place; "" for none.
+
+    That is less than what a trigger's image is asked: a generator may strip, unpack and write members, but none
+    brings back what is gone.
+    """
+    assert plan.generator is not None
+    change = _Change(base, staged, _by_merged_name(changed_paths), plan.generator, None)
+    modules = {lookup.merged(name) for name in image.members if name.startswith(_MODULES)}
+    names = {*_changed_members(change, image.members), *modules.intersection(change.changed)}
+    for member, found in image.members.items():
+        name = lookup.merged(member)
+        if name in names and found.is_file and _is_left_over(change, name, found):
+            return name
+    return ""
+
+
 def build_command(root: int, generator: Generator, release: str, output: str) -> list[str]:
     """The command, to be run in `root`, that makes the image `output` for `release`: `generator.command`, with
     the flavor that the root declares for this release."""
@@ -266,6 +284,12 @@ def _is_current(change: _Change, name: str, member: Member) -> bool:
         return member.content in targets or targets == {None}
     digests = {digest for path in paths if (digest := _digest(change.staged, path))}
     return member.content in digests or not (digests or any(_digest(change.base, path) for path in paths))
+
+
+def _is_left_over(change: _Change, name: str, member: Member) -> bool:
+    roots = (change.base, change.staged)
+    before, after = ({_digest(root, path) for path in lookup.layouts(name)} - {""} for root in roots)
+    return bool(after) and member.content in before and member.content not in after
 
 
 def _digest(root: int, path: str) -> str:

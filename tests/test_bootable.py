@@ -146,8 +146,7 @@ def test_only_the_flavor_concerned(machine: Machine) -> None:
 
 def test_a_member_of_the_image_that_changed(machine: Machine) -> None:
     """Alpine itself would boot the old one for ever."""
-    line = "printf changed >> /sbin/nlplug-findfs"
-    said = machine.commit("run", "--", "sh", "-c", line)
+    said = machine.commit("run", "--", "sh", "-c", TOUCH)
     assert f"{BUILDING}lts: members of the image changed: " in said
     assert "nlplug-findfs" in said
 
@@ -276,6 +275,24 @@ def test_a_generator_that_fails(steady: Machine) -> None:
     said = steady.refused("upgrade", status=105)
     assert f"/sbin/mkinitfs failed with exit status 3 for kernel {release_of(NEWER)}" in said
     assert "no room" in said
+
+
+TOUCH = "printf changed >> /sbin/nlplug-findfs"
+
+
+@pytest.mark.parametrize("lie", ["#!/bin/sh\nexit 0\n", '#!/bin/sh\nexec mkinitfs.real -o "/boot/initramfs-$3" "$3"\n'])
+def test_a_generator_that_leaves_the_old_image_there(steady: Machine, lie: str) -> None:
+    """The old one would pass the proof, and no later change would find it out of date."""
+    script = f"mv /sbin/mkinitfs /sbin/mkinitfs.real; printf '%s' '{lie}' > /sbin/mkinitfs; chmod 755 /sbin/mkinitfs"
+    said = steady.refused("run", "--", "sh", "-c", f"{script}; {TOUCH}", status=105)
+    assert "did not write boot/initramfs-lts" in said
+
+
+def test_a_generator_that_gives_the_old_image_again(steady: Machine) -> None:
+    lie = '#!/bin/sh\ncp "$2" /tmp/old && rm "$2" && cp /tmp/old "$2"\n'
+    script = f"printf '%s' '{lie}' > /sbin/mkinitfs"
+    said = steady.refused("run", "--", "sh", "-c", f"{script}; {TOUCH}", status=105)
+    assert "boot/initramfs-lts with the old usr/sbin/nlplug-findfs" in said
 
 
 def test_an_image_that_a_package_spoils(steady: Machine) -> None:

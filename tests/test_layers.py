@@ -32,6 +32,7 @@ LAYERS = (
     ("pointer", "layout"),
     ("session",),
     ("staged", "repoint", "preflight", "recording", "superblock"),
+    ("building",),
     ("bootable", "apkline", "shared", "selfcheck", "remembered"),
     ("transaction", "bootinstall", "apkchange", "held"),
     ("bootstrap", "examine"),
