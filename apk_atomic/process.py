@@ -44,13 +44,9 @@ def run(
 ) -> Finished:  # fmt: skip
     """Runs `argv` to its end; stdin is /dev/null, or `feed`. A status is an answer, not an error.
 
-<<<<<<< HEAD
     `apart`: in a session of its own, without a terminal; killed, it takes what it started with it.
 
-    Raises AtomicError when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
-=======
     Raises CannotRun when it cannot be started or takes longer than `timeout` seconds, Interrupted when an ending
->>>>>>> 378887f (process: a tool that is not there is no interruption)
     signal arrives meanwhile; it is killed in both cases.
     """
     import sh
