@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_UNPACKED = 1 << 30  # bytes; the largest real images (all firmware of a desktop) unpack to a third of it
 MAX_MEMBERS = 100_000
+_MAX_NAMED = 12 << 20  # bytes of memory for what is known of the members; real images need less than 3 MiB
+_MEMBER, _LINK = 200, 400  # bytes, beside its texts: a member with its place in the table, and what ties hard links
 _DIGEST = 16  # bytes
 _STAGING, _ID_DIGITS = b"staging/", 14
 # How much of a member is kept for whoever judges the image, by base name.
@@ -83,11 +86,13 @@ class Image(NamedTuple):
 def read(fd: int, external: External | None = None, *, limit: int = MAX_UNPACKED) -> Image:
     """The image in the regular file `fd`, read to its end; `external` unpacks what Python itself cannot.
 
-    Raises Damaged when the kernel would not unpack all of it, an archive has no end (TRAILER!!!), or all of it
-    has more than `limit` bytes.
+    Raises Damaged when the kernel would not unpack all of it, an archive has no end (TRAILER!!!), or the file or
+    all that is in it has more than `limit` bytes.
     """
     reader, codecs = _Reader(limit), list[str]()
     size = os.fstat(fd).st_size
+    if size > limit:  # also of zeros, which would be read all the same
+        raise Damaged(f"has more than {limit >> 20} MiB")
     offset = _behind_zeros(fd, 0)
     while offset < size:
         head = os.pread(fd, 8, offset)
@@ -123,9 +128,9 @@ class _Reader:
         self.members: dict[str, Member] = {}
         self.starts: dict[str, bytes] = {}
         self.staged: list[str] = []
-        self._count = 0
+        self._count, self._named = 0, 0
         self._limit, self._room, self._keep = limit, limit, _MAX_KEPT
-        self._linked: dict[tuple[int, int, int], list[str]] = {}
+        self._linked: dict[tuple[int, int, int], list[tuple[str, Member]]] = {}
 
     def plain(self, fd: int, offset: int) -> int:
         """The archive that stands at `offset` of the file as it is; the offset behind it."""
@@ -162,15 +167,25 @@ class _Reader:
             self.starts.pop(entry.name, None)  # of an earlier member, which this one replaces
             member = Member(entry.mode, entry.size, self._content(window, entry))
             window.skip(cpio.padding(entry.size))
+            is_linked = entry.links > 1 and member.is_file
+            self._count_texts(entry.name, member.content, _MEMBER + _LINK * is_linked)
             if entry.name:
                 self.members[entry.name] = member
-            if entry.links > 1 and member.is_file:
-                self._share(entry.name, member, self._linked.setdefault(entry.inode, []))
+            if is_linked:
+                self._linked.setdefault(entry.inode, []).append((entry.name, member))
+        for links in self._linked.values():
+            self._share(links)
 
     def _count_one(self) -> None:
         self._count += 1
         if self._count > MAX_MEMBERS:
             raise Damaged(f"holds more than {MAX_MEMBERS} members")
+
+    def _count_texts(self, name: str, content: str, more: int) -> None:
+        """What a member takes of the memory until all is read, replaced by a later one or not."""
+        self._named += sys.getsizeof(name) + sys.getsizeof(content) + more
+        if self._named > _MAX_NAMED:
+            raise Damaged(f"has names and links of members that fill more than {_MAX_NAMED >> 20} MiB")
 
     def _content(self, window: cpio.Window, entry: cpio.Entry) -> str:
         """Takes the content off `window`; what `Member.content` says of it."""
@@ -183,14 +198,15 @@ class _Reader:
             raise Damaged("is corrupt: a symbolic link in it is too long")
         return os.fsdecode(window.take(entry.size).rstrip(b"\0"))
 
-    def _share(self, name: str, member: Member, names: list[str]) -> None:
-        """Of hard links only the last carries the data, which all of them have."""
-        names.append(name)
-        if member.size:
-            for other in names:
-                self.members[other] = member
-                if name in self.starts:
-                    self.starts[other] = self.starts[name]
+    def _share(self, links: list[tuple[str, Member]]) -> None:
+        """The data that came last is that of all hard links; most archives give the others none. A name that another
+        member has taken since is no link any more."""
+        source, data = next(((name, member) for name, member in reversed(links) if member.size), links[0])
+        for name, member in links:
+            if name != source and self.members.get(name) is member:
+                self.members[name] = data
+                if source in self.starts:
+                    self.starts[name] = self.starts[source]
 
     def _digest(self, window: cpio.Window, entry: cpio.Entry) -> str:
         """The digest of a regular file's content, whose beginning is kept where it is wanted."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from apk_atomic.unpack import External
 
-MAX_UNPACKED = 1 << 29  # bytes of a compressed Image; a real one has 20 to 60 MiB
+MAX_UNPACKED = 1 << 29  # bytes of an image, also when it is unpacked; a real one has 20 to 60 MiB
 _BANNER = b"Linux version "
 _MAX_RELEASE = 256
 _RELEASE_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_+~")
@@ -55,6 +55,7 @@ def read(fd: int, external: External | None = None) -> KernelImage:
     Raises Damaged when it is no such image, is cut short, or does not say its release, and MissingTool when
     that is inside a zstd or lz4 payload that `external` is needed for.
     """
+    _require(os.fstat(fd).st_size <= MAX_UNPACKED, f"has more than {MAX_UNPACKED >> 20} MiB")  # holes are read, too
     head = os.pread(fd, 4096, 0).ljust(4096, b"\0")
     if head[0x1FE:0x200] == b"\x55\xaa" and head[0x202:0x206] == b"HdrS":
         release = _bzimage(fd, head)

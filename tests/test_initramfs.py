@@ -82,16 +82,27 @@ def test_names_are_plain() -> None:
 
 
 def test_hard_links_share_the_content_of_the_last() -> None:
-    def member(name: bytes, content: bytes) -> bytes:
-        fields = (7, stat.S_IFREG | 0o755, 0, 0, 2, 0, len(content), 8, 1, 0, 0, len(name) + 1, 0)
-        head = b"070701" + "".join(f"{field:08X}" for field in fields).encode() + name + b"\0"
-        head += bytes(-len(head) % 4)
-        return head + content + bytes(-len(content) % 4)
-
-    image = read(member(b"bin/first", b"") + member(b"bin/init", b"#!/bin/sh\n") + newc([]))
+    image = read(linked("bin/first", b"") + linked("bin/init", b"#!/bin/sh\n") + newc([]))
     assert image.members["bin/first"] == image.members["bin/init"]
     assert image.members["bin/first"].size == 10
     assert image.starts["bin/first"] == b"#!/bin/sh\n"
+
+
+def test_hard_links_that_all_carry_data_have_that_of_the_last_as_in_the_kernel() -> None:
+    """So many that comparing each with each would take minutes."""
+    archive = b"".join(linked(f"l{number}", b"%05d" % number) for number in range(15_000))
+    image = read(COMPRESS["gzip"](archive + linked("empty", b"") + newc([("l7", REGULAR, b"its own")])))
+    assert len({image.members[name] for name in image.members if name != "l7"}) == 1
+    assert image.members["empty"].content == read(newc([("x", REGULAR, b"14999")])).members["x"].content
+    assert image.members["l7"].size == len(b"its own")
+
+
+def linked(name: str, content: bytes, inode: int = 7) -> bytes:
+    """A member of which there is another hard link."""
+    fields = (inode, stat.S_IFREG | 0o755, 0, 0, 2, 0, len(content), 8, 1, 0, 0, len(name) + 1, 0)
+    head = b"070701" + "".join(f"{field:08X}" for field in fields).encode() + name.encode() + b"\0"
+    head += bytes(-len(head) % 4)
+    return head + content + bytes(-len(content) % 4)
 
 
 def test_checksums_are_verified() -> None:
@@ -158,6 +169,45 @@ def test_members_without_end_are_refused() -> None:
     entry = newc([("a", REGULAR, b"")], trailer=False)[:112]
     refuses(COMPRESS["gzip"](entry * (initramfs.MAX_MEMBERS + 1)), "members")
     refuses(COMPRESS["gzip"](newc([]) * (initramfs.MAX_MEMBERS + 1)), "members")
+
+
+def test_a_hole_without_end_is_not_read() -> None:
+    with memory_file(initramfs_image(RELEASE)) as fd:
+        os.ftruncate(fd, 1 << 40)
+        with pytest.raises(Damaged, match="has more than 1024 MiB"):
+            initramfs.read(fd)
+
+
+LONG = "n" * 4080
+MANY: dict[str, list[Member]] = {
+    "names": [(f"{LONG}{number}", REGULAR, b"") for number in range(20_000)],
+    "wide names": [(f"{LONG[:4000]}\U0001f427{number}", REGULAR, b"") for number in range(10_000)],
+    "targets": [(f"{number}", LINK, f"{LONG}{number}".encode()) for number in range(20_000)],
+    "short names": [(f"{number}", REGULAR, b"") for number in range(initramfs.MAX_MEMBERS - 10)],
+}
+
+
+def packed_links() -> bytes:
+    return b"".join(linked(f"{number}", b"", number) for number in range(initramfs.MAX_MEMBERS - 10))
+
+
+@pytest.mark.parametrize("kind", [*MANY, "hard links"])
+def test_memory_stays_small_for_members_without_end(tmp_path: Path, kind: str) -> None:
+    """They pack to next to nothing; refused, and in a process of its own with less than 32 MiB."""
+    archive = newc(MANY[kind]) if kind in MANY else packed_links()
+    (tmp_path / "image").write_bytes(COMPRESS["gzip"](archive))
+    code = (
+        "import os, resource, sys; from apk_atomic import initramfs; from apk_atomic.unpack import Damaged\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "try: initramfs.read(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "except Damaged as error: print(str(error).replace(' ', '_'), peak() - before)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "image")]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
+    said, grown = done.stdout.split()
+    assert said == "has_names_and_links_of_members_that_fill_more_than_12_MiB"
+    assert int(grown) < 32 << 10
 
 
 def test_memory_stays_small_for_a_large_image(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ def test_zboot_payloads(compression: str) -> None:
     assert read(zboot(RELEASE, compression)).release == RELEASE
 
 
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_hole_without_end_is_not_read(kind: ImageKind) -> None:
+    with memory_file(IMAGES[kind]) as fd:
+        os.ftruncate(fd, 1 << 40)
+        with pytest.raises(Damaged, match="has more than 512 MiB"):
+            kernel_image.read(fd)
+
+
 def test_zboot_without_the_program() -> None:
     with memory_file(zboot(RELEASE, "lz4")) as fd, pytest.raises(MissingTool, match="add the package lz4"):
         kernel_image.read(fd)
