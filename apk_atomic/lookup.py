@@ -135,6 +135,19 @@ def real_path(root: int, path: str) -> str | None:
     return resolved if resolved is not None and status(root, resolved) is not None else None
 
 
+def links(root: int, path: str) -> tuple[str, ...]:
+    """Every link that has to be there for `path` to resolve: itself, directories above it, and what they lead to."""
+    passed: list[str] = []
+
+    def target_of(name: str) -> str | None:
+        target = link_target(root, name)
+        passed.extend([name] if target is not None else [])
+        return target
+
+    follow(path, target_of)
+    return tuple(passed)
+
+
 def follow(path: str, target_of: Callable[[str], str | None]) -> str | None:
     """`path` without links, where `target_of` gives the target of the link that a path is, None when it is
     none; ".." stays inside. None for a loop."""

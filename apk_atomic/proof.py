@@ -8,6 +8,7 @@ the root is made of, there is a verdict; only a disk that cannot be read raises 
 from __future__ import annotations
 
 import time
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from apk_atomic import lookup
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Whatever changes here is an input, known or not.
 _ALWAYS = ("boot", "usr/lib/modules", "usr/share/kernel", "etc/runlevels", "etc/mkinitfs")
+_LIBRARY_PATH = "etc/ld-musl-*.path"
 
 
 def prove(root_fd: int, facts: ProofInput) -> Proof:
@@ -67,6 +69,9 @@ def must_run(root_fd: int, changed_paths: Collection[str], inputs: Collection[st
     watched = changed.intersection(map(lookup.merged, (*inputs, *members)))
     if not all(_is_directory(root_fd, name) for name in watched):  # that one is listed says nothing of what is in it
         return True
+    named = {path.strip("/") for path in changed_paths}.intersection(inputs)
+    if any(_is_other_way(root_fd, name) for name in named) or _concerns_libraries(changed, inputs):
+        return True
     suspects = (path for path in inputs if any(above in changed for above in _above(lookup.merged(path))))
     return any(not _is_there(root_fd, path) for path in suspects)
 
@@ -95,6 +100,17 @@ def _above(path: str) -> list[str]:
     """The directories that `path` lies in."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _is_other_way(root_fd: int, name: str) -> bool:
+    """Whether an input that changed is a link now, or gone: a way to what lies elsewhere (/bin of a merged /usr)."""
+    return lookup.link_target(root_fd, name) is not None or not lookup.exists(root_fd, name)
+
+
+def _concerns_libraries(changed: Collection[str], inputs: Collection[str]) -> bool:
+    """Whether ld.so would look in other directories, or may find another library of a name that it looks for."""
+    names = {path.rpartition("/")[2] for path in inputs if ".so" in path}
+    return any(path.rpartition("/")[2] in names or fnmatchcase(path, _LIBRARY_PATH) for path in changed)
 
 
 def _is_directory(root_fd: int, name: str) -> bool:

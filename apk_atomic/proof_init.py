@@ -45,9 +45,8 @@ def _check_program(findings: Findings, root: int, path: str, code: str) -> None:
     first = path
     for _ in range(_MAX_CHAIN):
         by = "" if path == first else f", which {first} needs,"
-        real = lookup.real_path(root, path)
+        real = _found(findings, root, path)
         status = lookup.status(root, path)
-        findings.inputs |= {path.strip("/"), *([real] if real else [])}
         if real is None or status is None or not stat.S_ISREG(status.st_mode):
             findings.fail(f"{code}-missing", f"{path}{by} is missing or leads nowhere")
             return
@@ -62,12 +61,18 @@ def _check_program(findings: Findings, root: int, path: str, code: str) -> None:
     findings.fail(f"{code}-missing", f"{first} is a script of a script of a script")
 
 
+def _found(findings: Findings, root: int, path: str) -> str | None:
+    """`lookup.real_path`; the verdict rests on the name that was asked for, and on all links between the two."""
+    real = lookup.real_path(root, path)
+    findings.inputs |= {path.strip("/"), *lookup.links(root, path), *([real] if real else [])}
+    return real
+
+
 def _check_elf(findings: Findings, root: int, path: str, code: str) -> None:
     """An ELF program, its interpreter, and the libraries that it and they need."""
     try:
         program = _read_elf(root, path)
-        real = lookup.real_path(root, program.interpreter) if program.interpreter else None
-        findings.inputs |= {real} if real else set()
+        real = _found(findings, root, program.interpreter) if program.interpreter else None
         if program.interpreter and not real:
             text = f"{program.interpreter}, which {path} needs, is missing or leads nowhere"
             findings.fail(f"{code}-interpreter", text)
@@ -98,9 +103,9 @@ def _check_libraries(findings: Findings, root: int, path: str, program: elf.Elf,
         own = tuple(entry.replace("$ORIGIN", "/" + user.rpartition("/")[0]) for entry in needs.search)
         for name in set(needs.libraries) - seen:
             seen.add(name)
-            found = _find_library(root, name, own + directories)
+            place = _find_library(root, name, own + directories)
+            found = _found(findings, root, place) if place else None
             if found:
-                findings.inputs.add(found)
                 rest.append((found, _read_elf(root, found)))
             elif musl and not name.startswith(_MUSL_SELF):
                 findings.fail(f"{code}-library", f"{name}, which {user} needs, is missing")
@@ -109,10 +114,9 @@ def _check_libraries(findings: Findings, root: int, path: str, program: elf.Elf,
 
 
 def _find_library(root: int, name: str, directories: tuple[str, ...]) -> str | None:
-    if "/" in name:
-        return lookup.real_path(root, name)
-    found = (lookup.real_path(root, f"{directory}/{name}") for directory in directories)
-    return next(filter(None, found), None)
+    """The path by which it is found; None for nowhere."""
+    places = (name,) if "/" in name else (f"{directory}/{name}" for directory in directories)
+    return next((place for place in places if lookup.real_path(root, place) is not None), None)
 
 
 def _library_directories(root: int, interpreter: str) -> Iterator[str]:

@@ -73,7 +73,7 @@ def check_menu(findings: Findings, root: int, facts: ProofInput) -> None:
 
 def _require_loadable(findings: Findings, root: int, path: str) -> None:
     """For a file that is there: the boot loader has to find it, too. Where links lead there, its place is an input."""
-    findings.inputs |= {lookup.real_path(root, path) or path}
+    findings.inputs |= {lookup.real_path(root, path) or path, *lookup.links(root, path)}
     if not lookup.is_loadable(root, path):
         text = f"{path} is found through a link that is absolute or leads out of the root"
         findings.fail("menu-link", f"{text}: a boot loader looks it up from the top level of the volume")

@@ -17,7 +17,7 @@ from tests.support import bootfiles
 from tests.support.binaries import needed_libraries
 from tests.support.bootpackages import GENERATOR, TRIGGER, generator_package, kernel_package, release_of
 from tests.support.bootworld import KERNEL, install_system
-from tests.support.packages import Entry, File, Package
+from tests.support.packages import Entry, File, Package, Symlink
 from tests.support.world import FIRST, Guest, Result, Volume, make_volume
 
 NEWER = "6.12.2-r0"
@@ -170,6 +170,17 @@ def test_an_inherited_proof_still_looks_at_the_fstab(machine: Machine) -> None:
     machine.commit("add", "a")
     said = machine.refused("run", "--", "sh", "-c", "echo '/dev/sda1 / ext4 rw 0 0' > /etc/fstab", status=104)
     assert "etc/fstab" in said
+
+
+def test_what_breaks_a_link_to_what_init_needs_is_not_inherited(machine: Machine) -> None:
+    init = bootfiles.elf("/lib64/ld-link.so")
+    files: dict[str, Entry] = {"usr/init": File(init, 0o755), "lib64/ld-link.so": Symlink("ld-real.so"),
+                               "lib64/ld-real.so": File(bootfiles.elf(), 0o755)}  # fmt: skip
+    machine.publish(Package("init", files=files))
+    machine.commit("add", "init")
+    machine.commit("run", "--", "ln", "-sf", "/usr/init", "/sbin/init")
+    said = machine.refused("run", "--", "rm", "/lib64/ld-link.so", status=104)
+    assert "/lib64/ld-link.so, which usr/init needs, is missing" in said
 
 
 SCRIPTS = {

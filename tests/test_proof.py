@@ -35,6 +35,7 @@ RELEASE, OTHER, VIRT = "6.18.44-0-lts", "6.18.45-0-lts", "6.18.44-0-virt"
 LTS = ("boot/vmlinuz-lts", "boot/initramfs-lts")
 STAGING = b"rootflags=subvol=/staging/20260101000000abcdefgh/@"
 MUSL = "/lib/ld-musl-x86_64.so.1"
+MUSL_NAME = "ld-musl-x86_64.so.1"
 REGULAR = stat.S_IFREG | 0o644
 WITHOUT_BUILTIN_BTRFS = (BTRFS, "kernel/lib/raid6/raid6_pq.ko", "kernel/crypto/xor.ko")
 
@@ -81,6 +82,13 @@ class Root:
         fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY)
         try:
             return function(fd, self.facts._replace(**facts))  # type: ignore[arg-type]
+        finally:
+            os.close(fd)
+
+    def must_run(self, changed: tuple[str, ...], inputs: tuple[str, ...]) -> bool:
+        fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY)
+        try:
+            return proof.must_run(fd, changed, inputs, ())
         finally:
             os.close(fd)
 
@@ -545,6 +553,68 @@ def test_a_full_proof_is_due_when_an_input_is_gone(root: Root) -> None:
     fd = os.open(root.path, os.O_RDONLY)
     assert proof.must_run(fd, ("etc",), inputs, ())
     os.close(fd)
+
+
+def linked_init(root: Root) -> None:
+    """An init of which everything is found by links: its interpreter, a library, and that by one more."""
+    root.write({
+        "sbin/init": (0o755, elf(f"/lib64/{MUSL_NAME}", ("libx.so.1",))),
+        f"lib64/{MUSL_NAME}": ("symlink", "ld-link.so"),
+        "lib64/ld-link.so": ("symlink", "ld-real.so"),
+        "lib64/ld-real.so": (0o755, elf()),
+        "usr/other/libx.so.1": ("symlink", "libx.so.link"),
+        "usr/other/libx.so.link": ("symlink", "/opt/libx.so.1.0"),
+        "opt/libx.so.1.0": (0o755, elf()),
+        "etc/ld-musl-x86_64.path": (0o644, b"/lib:/usr/other"),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"lib64/{MUSL_NAME}", "lib64/ld-link.so", "lib64/ld-real.so", "usr/other/libx.so.1",
+        "usr/other/libx.so.link", "opt/libx.so.1.0", "etc/ld-musl-x86_64.path",
+    ],
+)  # fmt: skip
+def test_every_link_to_what_init_needs_is_an_input(root: Root, path: str) -> None:
+    linked_init(root)
+    found = root.prove()
+    assert found.passed, found.failures
+    root.remove(path)
+    assert root.must_run((path, str(Path(path).parent)), found.inputs)
+    assert not root.prove().passed
+
+
+def test_a_library_that_comes_before_the_one_that_was_found(root: Root) -> None:
+    linked_init(root)
+    inputs = root.prove().inputs
+    root.write({"lib/libx.so.1": (0o755, b"no library")})
+    assert root.must_run(("lib", "lib/libx.so.1"), inputs)
+    assert root.failures() == {"init-damaged"}
+
+
+def test_directories_to_look_in_that_are_new(root: Root) -> None:
+    root.write({"sbin/init": (0o755, elf(MUSL, ("libx.so.1",)))})
+    root.write({MUSL[1:]: (0o755, elf()), "lib/libx.so.1": (0o755, elf())})
+    inputs = root.prove().inputs
+    root.text("etc/ld-musl-x86_64.path", "/nowhere")
+    assert root.must_run(("etc", "etc/ld-musl-x86_64.path"), inputs)
+    assert root.failures() == {"init-library"}
+
+
+def test_the_link_of_a_merged_usr(root: Root) -> None:
+    for name in ("bin", "sbin", "lib"):
+        (root.path / name).rename(root.path / f"usr/{name}")
+        (root.path / name).symlink_to(f"usr/{name}")
+    found = root.prove()
+    assert found.passed, found.failures
+    assert not root.must_run(("usr/bin", "usr/lib", "usr/sbin", "usr/bin/new"), found.inputs)
+    root.remove("bin")
+    assert root.must_run(("bin",), found.inputs)
+    (root.path / "opt").mkdir()
+    (root.path / "bin").symlink_to("opt")
+    assert root.must_run(("bin",), found.inputs)
+    assert not root.prove().passed
 
 
 # ---- any bytes -------------------------------------------------------------------------------------------------------
