@@ -6,8 +6,6 @@ PREFIX = /usr
 DESTDIR =
 PYTHON = python3
 VENV = .venv
-# how many files of tests run at the same time
-JOBS = $(shell nproc)
 DISK = build/disk.img
 # or kvm, which is faster by far where it is
 ACCEL = tcg
@@ -90,7 +88,7 @@ demo: setup
 	"$(VENV)/bin/python" -m tests.demo
 
 test: setup
-	"$(VENV)/bin/python" -m pytest -n $(JOBS) --dist loadfile
+	"$(VENV)/bin/python" -m tests
 
 # on Debian: virtual machines, with emulator, firmware, boot loader and kernels from its archive
 test-boot:

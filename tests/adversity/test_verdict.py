@@ -134,7 +134,15 @@ def test_package_that_the_repository_lost(trial: Trial) -> None:
 # ---- the count of broken packages is not the count of what failed ------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["upgrade", "-q upgrade", "upgrade --available", "upgrade gone trig"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "upgrade",
+        "-q upgrade",
+        pytest.param("upgrade --available", marks=pytest.mark.real_apk),
+        "upgrade gone trig",
+    ],
+)
 def test_upgrade_that_lost_a_package_beside_a_broken_trigger(trial: Trial, line: str) -> None:
     """2.14 does not count the trigger, so there the one error is the package's."""
     trial.volume.repo.publish(triggered("trig"), plain("gone"))
@@ -172,6 +180,14 @@ def test_trigger_is_accepted_beside_a_package_that_was_broken(trial: Trial) -> N
     assert "flagged as broken: bad, trig" in result.stderr
     trial.check_new(result)
     trial.committed("apk-atomic", "add", "good")
+    trial.committed("apk-atomic", "del", "good")
+
+
+@pytest.mark.real_apk
+def test_virtual_package_beside_broken_ones(trial: Trial) -> None:
+    make_broken(trial)
+    trial.volume.repo.publish(triggered("trig"), plain("good"))
+    trial.committed("apk-atomic", "add", "--atomic-accept", "trig", "trig", "good")
     trial.committed("apk-atomic", "add", "-t", ".group", "good")
     Path(trial.volume.repo.file_of(plain("good"))).unlink()
     trial.committed("apk-atomic", "del", ".group")

@@ -120,6 +120,7 @@ def test_a_repository_that_is_gone(lab: Lab) -> None:
     require_end(lab, said, said.status)
 
 
+@pytest.mark.real_apk
 def test_keys_that_did_not_sign_the_repository(lab: Lab) -> None:
     (lab.place / "others").mkdir()
     (lab.place / "none").mkdir()
