@@ -238,7 +238,7 @@ def _configure(new: _New, system: System) -> None:
 def _hashed(new: _New, password: bytes) -> str:
     """The crypt(3) hash: what was given, or made by the new root's own busybox from its standard input."""
     text = password.decode("utf-8", "surrogateescape")
-    if not text or text.startswith("$"):
+    if not text or newroot.is_hash(text):
         return text
     argv = ["chroot", files.fd_path(new.root), "/bin/busybox", "mkpasswd", "-m", "sha512", "-P", "0"]
     done = process.run(argv, new.work.signals, feed=password + b"\n")

@@ -30,6 +30,8 @@ _RESOLVERS = (
 _INTERFACES = "auto lo\niface lo inet loopback\n"
 _DHCP = "\nauto {name}\niface {name} inet dhcp\n"
 _LIMIT = 1 << 20  # bytes of a file that we change
+_CRYPT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./=,")
+_HASHES = {"1": 22, "5": 43, "6": 86, "2a": 53, "2b": 53, "2y": 53, "7": 43, "y": 43, "gy": 43}  # crypt(5): characters
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 # Where things are mounted; packages bring them too, but we mount before there are packages.
 _POINTS = (("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777))
@@ -107,6 +109,26 @@ def valid_keys(text: bytes, name: str) -> bytes:
     if b"PRIVATE KEY" in text or not any(word.startswith(b"AAAA") for words in lines for word in words):
         raise UsageError(f"{name} holds no SSH public key such as id_ed25519.pub; nothing was changed")
     return text
+
+
+def valid_interface(name: str) -> str:
+    """`name`, if the kernel and etc/network/interfaces take it for that of an interface, or ""; else UsageError."""
+    if len(name) > 15 or name in (".", "..") or not all(char.isprintable() and char.isascii() for char in name):
+        raise UsageError(f"{name!r} cannot be the name of a network interface; nothing was changed")
+    if set(" /:#\\").intersection(name):
+        raise UsageError(f"{name!r} cannot be the name of a network interface; nothing was changed")
+    return name
+
+
+def is_hash(password: str) -> bool:
+    """Whether that is what crypt(3) makes of a password; anything else that begins with "$" is one in the clear."""
+    before, kind, *fields = password.split("$") if "$" in password else ("", "")
+    return (
+        not before
+        and len(fields) > 1
+        and all(field and _CRYPT.issuperset(field) for field in fields)
+        and len(fields[-1]) == _HASHES.get(kind, -1)
+    )
 
 
 def write(root: int, path: str, content: str | bytes, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import select
 from argparse import ArgumentTypeError, Namespace
+from dataclasses import replace
 
-from apk_atomic import chroot, loaders, makesystem, newroot, order
+from apk_atomic import bootmenu, chroot, loaders, makesystem, newroot, order
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootinstall import Wishes
-from apk_atomic.bootmenu import Loader
+from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config, load, why_not_common
 from apk_atomic.context import CONFIG, Context, require_root
@@ -29,6 +30,7 @@ It asks before it destroys anything. Packages come from --repository, else from 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LIMIT = 1 << 20  # bytes of a key, a password file, a list of repositories
 _FLAVOR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_WORD = _FLAVOR | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ._+")
 _COMPRESSIONS = ("zstd", "zlib")  # rEFInd's driver cannot read lzo (facts: boots-seen, 6)
 
 
@@ -130,10 +132,10 @@ def _add_package_options(parser: Parser) -> None:
     group.add_argument("--allow-untrusted", action="store_true", help="install what no key has signed")
     group.add_argument("--arch", type=text_of, help="another architecture than that apk's")
     group.add_argument("--kernel", type=_flavor, default="lts", metavar="FLAVOR", help="lts, virt …, or none (lts)")
-    group.add_argument("--firmware", type=text_of, action="append", default=[], metavar="NAME",
+    group.add_argument("--firmware", type=_word, action="append", default=[], metavar="NAME",
                        help="linux-firmware-NAME, or none; else what the kernel asks for")  # fmt: skip
-    group.add_argument("--package", type=text_of, action="append", default=[], metavar="NAME", help="repeatable")
-    group.add_argument("--feature", type=text_of, action="append", default=[], metavar="NAME",
+    group.add_argument("--package", type=_package, action="append", default=[], metavar="NAME", help="repeatable")
+    group.add_argument("--feature", type=_word, action="append", default=[], metavar="NAME",
                        help="of mkinitfs, beside its own and btrfs")  # fmt: skip
 
 
@@ -170,6 +172,19 @@ def _flavor(value: str) -> str:
     return "" if value == "none" else value
 
 
+def _word(value: str) -> str:
+    if not value or value.startswith("-") or not _WORD.issuperset(value):
+        raise ArgumentTypeError(f"{value!r} is no name")
+    return value
+
+
+def _package(value: str) -> str:
+    """What apk takes for a package and not for an option of its own: NAME, NAME=VERSION, a path, …"""
+    if not value or value.startswith("-") or not value.isprintable() or " " in value:
+        raise ArgumentTypeError(f"{value!r} is no package")
+    return value
+
+
 # ---- what they mean --------------------------------------------------------------------------------------
 
 
@@ -181,9 +196,11 @@ def _order(context: Context, asked: Namespace) -> Order:
         raise UsageError("--swap makes a partition, and --esp none at all; nothing was changed")
     firmware = tuple(f"linux-firmware-{name}" for name in asked.firmware)
     key = newroot.valid_keys(_read(asked.root_key), asked.root_key) if asked.root_key else b""
-    identity = Identity(newroot.valid_hostname(asked.hostname) if asked.hostname else "", asked.interface, "", key)
+    identity = Identity(newroot.valid_hostname(asked.hostname) if asked.hostname else "",
+                        newroot.valid_interface(asked.interface), "", key)  # fmt: skip
     password = _password(asked.root_password_file) if asked.root_password_file else b""
     wishes = Wishes(Loader(asked.loader) if asked.loader else None, asked.kernel, asked.append, None, asked.timeout)
+    _require_menu(wishes, asked.label, config.generations.slots)
     places = (asked.refind,) if asked.refind else (f"/{loaders.REFIND}",)
     return Order(
         Disk(
@@ -197,11 +214,23 @@ def _order(context: Context, asked: Namespace) -> Order:
     )
 
 
+def _require_menu(wishes: Wishes, label: str, slots: int) -> None:
+    """Raises UsageError for what could not stand in the boot menu, which is made last of all."""
+    menu = Menu("uuid", label, "kernel", "initramfs", slots=slots, append=wishes.append or "")
+    try:
+        bootmenu.checked(menu if wishes.timeout is None else replace(menu, timeout=wishes.timeout))
+    except UsageError as error:
+        raise UsageError(f"{error.message}; nothing was changed") from error
+
+
 def _password(path: str) -> bytes:
-    """The first line of a file. Raises UsageError where that is empty: no password would mean none is asked for."""
+    """The first line of a file. Raises UsageError where that is empty, for then no password would be asked for, or not
+    what can be typed."""
     line = _read(path).split(b"\n")[0].rstrip(b"\r")
     if not line:
         raise UsageError(f"the first line of {path} is empty, which is no password; nothing was changed")
+    if b"\0" in line:
+        raise UsageError(f"the first line of {path} has a NUL in it, which no password has; nothing was changed")
     return line
 
 

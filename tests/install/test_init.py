@@ -20,6 +20,7 @@ from tests.install.disks import DRIVER, NAME, PROGRAM, small_packages
 from tests.install.lab import PROGRAM as INIT
 from tests.install.lab import PROJECT, SIZE, SMALL, Lab, Said, mounted
 from tests.support.apks import which_apk
+from tests.support.binaries import busybox
 from tests.support.bootpackages import kernel_package
 from tests.support.btrfsctl import is_read_only
 from tests.support.isolation import session_key
@@ -57,6 +58,24 @@ def test_a_disk_image_from_nothing(lab: Lab) -> None:
         assert lab.on_esp(f"{directory}/refind.conf").decode() == bootmenu.render(menu)
     assert lab.on_esp(loaders.fallback_program()) == b"refind 1"
     subprocess.run(["sfdisk", "--verify", lab.image], check=True, capture_output=True)
+
+
+def test_a_password_that_begins_as_a_hash_does_is_hashed_and_a_hash_is_kept(lab: Lab) -> None:
+    given = (lab.place / "password").write_text
+    for password in ("$ecret123", "$6$:x:y", mkpasswd("open sesame", "salt")):
+        given(f"{password}\n")
+        said = lab.init(*SMALL, "--kernel", "none", "--root-password-file", f"{lab.place}/password")
+        assert said.status == 0, said.stderr
+        with lab.mounted() as top:
+            account = (top / "current/0/@/etc/shadow").read_text().splitlines()[0].split(":")
+        typed = "open sesame" if password.startswith("$6$salt$") else password
+        assert (account[0], account[1], len(account)) == ("root", mkpasswd(typed, account[1].split("$")[2]), 9)
+        lab.forget()
+
+
+def mkpasswd(password: str, salt: str) -> str:
+    argv = [str(busybox()), "mkpasswd", "-m", "sha512", "-S", salt, password]
+    return subprocess.check_output(argv, text=True).strip()
 
 
 def check_layout(top: Path, name: str) -> None:
@@ -272,6 +291,7 @@ def test_what_was_asked_about_is_what_is_lost(lab: Lab) -> None:
 
 def test_refusals_before_anything_is_touched(lab: Lab) -> None:
     (lab.place / "empty").mkdir(exist_ok=True)
+    (lab.place / "nul").write_bytes(b"pass\0word\n")
     (lab.place / "filled").write_bytes(b"")
     os.truncate(lab.place / "filled", SIZE)
     subprocess.run(["mkswap", lab.place / "filled"], check=True, capture_output=True)
@@ -293,6 +313,14 @@ def test_refusals_before_anything_is_touched(lab: Lab) -> None:
         "a common that no root can do without": (lab.words("--yes", "--common", "@etc"), 100, "for itself"),
         "a common with a blank": (lab.words("--yes", "--common", "@a b"), 100, "@var@log"),
         "a private key": (lab.words("--yes", "--root-key", session_key().private), 100, "no SSH public key"),
+        "a NUL in the password": (lab.words("--yes", "--root-password-file", f"{lab.place}/nul"), 100, "has a NUL"),
+        "a timeout that no menu takes": (lab.words("--yes", *SMALL, "--timeout", "99999"), 100, "-1 to 3600"),
+        "words that no loader reads": (lab.words("--yes", *SMALL, "--append", "é"), 100, "boot menu: printable ASCII"),
+        "words on two lines": (lab.words("--yes", *SMALL, "--append", "a\nb"), 100, "boot menu: printable ASCII"),
+        "an interface on two lines": (lab.words("--yes", *SMALL, "--interface", "eth0\nauto x"), 100, "interface"),
+        "an option for apk": (lab.words("--yes", *SMALL, "--package=--no-scripts"), 100, "is no package"),
+        "a feature of more than one word": (lab.words("--yes", *SMALL, "--feature=a b"), 100, "is no name"),
+        "firmware without a name": (lab.words("--yes", *SMALL, "--firmware=-x"), 100, "is no name"),
         "no password": (lab.words("--yes", "--root-password-file", "/dev/null"), 100, "which is no password"),
         "no directory": (lab.words("--yes", *SMALL, target=f"{lab.place}/no/disk"), 100, "there is no directory"),
         "data that nobody knows": (lab.words("--yes", target=session_key().private), 106, "not empty: unknown data"),
@@ -304,7 +332,7 @@ def test_refusals_before_anything_is_touched(lab: Lab) -> None:
         said = lab.run(words)
         assert (said.status, says in said.stderr) == (status, True), f"{case}: {said}"
         assert "unfinished" not in said.stderr
-        lab.forget()
+        assert not lab.image.exists()
     assert (lab.place / "filled").read_bytes()[:8192] == before
 
 

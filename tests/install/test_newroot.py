@@ -137,3 +137,25 @@ def test_the_fstab_template_is_one() -> None:
     assert set(entries) == {"/", "/home", "/var/log", "/boot/efi", "none", "/tmp"}
     bare = layout.template("11-22", (), "", "")
     assert [entry.mountpoint for entry in fstab.parse(bare)] == ["/", "/tmp"]
+
+
+@pytest.mark.parametrize(
+    ("password", "found"),
+    [("$1$salt$" + "x" * 22, True), ("$5$rounds=5000$salt$" + "x" * 43, True), ("$6$salt$" + "./" * 43, True),
+     ("$2b$10$" + "x" * 53, True), ("$y$j9T$salt$" + "x" * 43, True), ("", False), ("plain", False), ("$", False),
+     ("$ecret", False), ("$6$salt$short", False), ("$6$:$" + "x" * 86, False), ("a$6$salt$" + "x" * 86, False),
+     ("$6$salt$" + "x" * 85 + ":", False), ("$6$" + "x" * 86, False)],
+)  # fmt: skip
+def test_what_is_a_hash(password: str, found: bool) -> None:
+    assert newroot.is_hash(password) is found
+
+
+@pytest.mark.parametrize("name", ["", "eth0", "enp3s0f1", "wlan0.100", "x" * 15])
+def test_names_of_interfaces(name: str) -> None:
+    assert newroot.valid_interface(name) == name
+
+
+@pytest.mark.parametrize("name", ["x" * 16, "eth0\nauto x", "a b", "a/b", "a\\", "ä", "..", "a:1", "#", "\t"])
+def test_what_is_no_name_of_an_interface(name: str) -> None:
+    with pytest.raises(UsageError, match="network interface"):
+        newroot.valid_interface(name)
