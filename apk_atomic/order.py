@@ -97,7 +97,9 @@ def _lost(disk: Disk, target: Target, signals: Signals) -> str:
     """What is on the target that somebody may miss, "" for nothing; Refused where nobody said that it may go."""
     if target.is_image and not partition.has_data(target):
         return ""
-    found = partition.signatures(target, signals) or (("unknown data",) if target.is_image else ())
+    found = partition.signatures(target, signals)
+    if not found and partition.has_data(target):
+        found = ("unknown data",)
     if not found or partition.is_unfinished(target, signals):
         return ""
     if not disk.force:

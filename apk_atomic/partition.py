@@ -28,7 +28,7 @@ MIB = 1 << 20
 LEAST_ESP, LEAST_VOLUME = 36 * MIB, 256 * MIB  # FAT32 needs so many clusters; btrfs and a small system
 _GETSIZE64, _SSZGET = 0x80081272, 0x1268  # BLKGETSIZE64, BLKSSZGET, <linux/fs.h>
 _SECTOR = 512
-_CHUNK = 1 << 20  # bytes read at once
+_CHUNK, _ENDS = 1 << 20, 1 << 22  # bytes read at once, and at both ends of a device
 _TYPES = {
     "ESP": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
     "SWAP": "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F",
@@ -88,23 +88,34 @@ def image(path: str, size: int) -> Target:
 
 
 def has_data(target: Target) -> bool:
-    """Whether anything but zeros is in an image file; holes are not read."""
+    """Whether anything but zeros is in an image file, whose holes are not read, or near the ends of a device: there
+    it is where encryption without a header leaves no signature."""
     try:
         fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        start = 0
-        while chunk := os.pread(fd, _CHUNK, start := os.lseek(fd, start, os.SEEK_DATA)):
-            if chunk.strip(b"\0"):
-                return True
-            start += len(chunk)
+        return any(chunk.strip(b"\0") for chunk in (_data(fd) if target.is_image else _ends(fd, target.size)))
     except OSError as error:
         if error.errno != errno.ENXIO:  # nothing but a hole from here to the end
             raise UsageError(f"{target.path}: {error.strerror}; nothing was changed") from error
     finally:
         os.close(fd)
     return False
+
+
+def _data(fd: int) -> Iterator[bytes]:
+    """What is between the holes of a file; ENXIO in the end where that is a hole."""
+    start = 0
+    while chunk := os.pread(fd, _CHUNK, start := os.lseek(fd, start, os.SEEK_DATA)):
+        yield chunk
+        start += len(chunk)
+
+
+def _ends(fd: int, size: int) -> Iterator[bytes]:
+    """The first and the last bytes of a device, _ENDS each."""
+    for start in (*range(0, _ENDS, _CHUNK), *range(max(size - _ENDS, 0), size, _CHUNK)):
+        yield os.pread(fd, _CHUNK, start)
 
 
 def is_partition(target: Target) -> bool:
@@ -136,9 +147,12 @@ def _user(target: Target) -> str:
 
 
 def _is_of(device: str, disk: str) -> bool:
-    """Whether `device` is `disk` or a partition of it: sda1, nvme0n1p2."""
+    """Whether `device` is `disk` or, as the kernel names them, a partition of it: sda1; nvme0n1p2 after a digit."""
+    if not device.startswith(disk):
+        return False
     rest = device[len(disk) :]
-    return device.startswith(disk) and (not rest or rest.removeprefix("p").isdigit())
+    number = rest.removeprefix("p") if disk[-1].isdigit() else rest
+    return not rest or (number.isdigit() and (number != rest or not disk[-1].isdigit()))
 
 
 def signatures(target: Target, signals: Signals) -> tuple[str, ...]:

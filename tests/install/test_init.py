@@ -346,6 +346,24 @@ def test_a_device_in_use_cannot_even_be_forced(lab: Lab) -> None:
         assert_in_use(lab.init("--force"), f"attached as {device}")
 
 
+@pytest.mark.parametrize("at", [0, 3 << 20, SIZE - (2 << 20)])
+def test_a_device_with_data_of_no_known_kind_has_to_be_forced(lab: Lab, at: int) -> None:
+    """As encryption without a header looks; unforced, not a byte of it is changed."""
+    data = os.urandom(1 << 20)
+    with lab.image.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(at)
+        file.write(data)
+    words = ("--esp", "none", "--kernel", "none")
+    with loop.attached(str(lab.image)) as device:
+        said = lab.init(*words, target=device)
+        assert (said.status, "not empty: unknown data" in said.stderr) == (106, True), said
+        with lab.image.open("rb") as file:
+            file.seek(at)
+            assert file.read(len(data)) == data
+        assert lab.init(*words, "--force", target=device).status == 0
+
+
 def assert_in_use(said: Said, why: str) -> None:
     assert (said.status, why in said.stderr, "unmount it" in said.stderr) == (106, True, True), said
 

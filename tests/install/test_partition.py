@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from apk_atomic.errors import CannotRun, CheckFailed, Interrupted, NoSpace, Refu
 from apk_atomic.partition import LEAST_ESP, LEAST_VOLUME, MIB, Target
 from apk_atomic.signals import Signals
 from tests.support import engine
+from tests.support.blockdev import mount_btrfs, unmount
 
 TARGET = Target("/dev/sda", 1 << 34, 512, is_image=False)
 
@@ -110,12 +111,37 @@ def test_an_image_that_is_attached_is_in_use(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "is_its_own"),
-    [("/dev/sda", True), ("/dev/sda1", True), ("/dev/sdaa", False), ("/dev/sdb1", False), ("/dev/sdap2", True),
-     ("tmpfs", False)],
+    ("disk", "its_own", "others"),
+    [("sda", ("sda", "sda1", "sda10"), ("sdaa", "sdb1", "sdap2", "sdaa1", "../tmpfs")),
+     ("sda1", ("sda1",), ("sda10", "sda11", "sda")),
+     ("loop5", ("loop5", "loop5p1", "loop5p12"), ("loop50", "loop55", "loop5p", "loop50p1")),
+     ("nvme0n1", ("nvme0n1", "nvme0n1p2"), ("nvme0n11", "nvme0n11p2", "nvme0n1pp2"))],
 )  # fmt: skip
-def test_whose_partition_a_mounted_device_is(device: str, is_its_own: bool) -> None:
-    assert partition._is_of(device, TARGET.path) is is_its_own
+def test_whose_partition_a_mounted_device_is(disk: str, its_own: Sequence[str], others: Sequence[str]) -> None:
+    found = {name: partition._is_of(f"/dev/{name}", f"/dev/{disk}") for name in (*its_own, *others)}
+    assert found == dict.fromkeys(its_own, True) | dict.fromkeys(others, False)
+
+
+def test_the_tenth_partition_in_use_is_not_the_first(image: Path, tmp_path: Path) -> None:
+    table = "label: gpt\n" + "size=1MiB\n" * 9 + "size=200MiB\n"
+    subprocess.run(["sfdisk", "--quiet", image], input=table, text=True, check=True)
+    argv = ["losetup", "--find", "--show", "--partscan", str(image)]
+    disk = subprocess.check_output(argv, text=True).strip()
+    (tmp_path / "top").mkdir()
+    try:
+        subprocess.run(["partx", "--update", disk], check=True)
+        subprocess.run(["mkfs.btrfs", "--quiet", f"{disk}p10"], check=True)
+        mount_btrfs(f"{disk}p10", tmp_path / "top")
+        try:
+            partition.require_unused(partition.look_at(f"{disk}p1"))
+            for used in (f"{disk}p10", disk):
+                with pytest.raises(Refused, match=f"mounted at {tmp_path}/top"):
+                    partition.require_unused(partition.look_at(used))
+        finally:
+            unmount(tmp_path / "top")
+    finally:
+        subprocess.run(["partx", "--delete", disk], check=False)
+        subprocess.run(["losetup", "--detach", disk], check=True)
 
 
 def test_the_kernels_own_nodes_are_taken_where_it_has_them(tmp_path: Path) -> None:
