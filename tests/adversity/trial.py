@@ -192,7 +192,7 @@ class Trial:
         """Whatever it did: no traceback, mount, process, loop device or journal is left."""
         said = f"{result.argv}: exit status {result.status}\n{result.stdout}{result.stderr}"
         assert "apk_atomic/" not in result.stderr, said  # a traceback of ours
-        assert not self.guest.strays(), said
+        assert not self.guest.lasting_strays(), said
         assert not oracle.survivors(self.tag), said
         assert not oracle.leftovers(concerning=self._concerning()).since(self._leftovers), said
         staging = self.volume.top / "staging"

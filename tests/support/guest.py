@@ -149,6 +149,13 @@ class Guest:
         """Processes beside the holder that see this volume from a namespace that is not the test's."""
         return [pid for pid in processes_on(self.device) if pid != self.pid]
 
+    def lasting_strays(self, patience: float = 2.0) -> list[int]:
+        """Those that are still there after so many seconds: one that is just ending, unreaped, is none."""
+        deadline = time.monotonic() + patience
+        while (found := self.strays()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
+
     def kill_strays(self) -> None:
         """Kill them all, and wait until none is left."""
         deadline = time.monotonic() + KILL_SECONDS
