@@ -55,7 +55,7 @@ def check_jobs(facts: RootFacts) -> Iterator[Finding]:
             yield Finding(Level.WARNING, "apk-cron", text, "apk-atomic del apk-cron; apk-atomic has a job of its own")
     ours = [place for name, place in facts.jobs.items() if name.startswith("apk-atomic")]
     if ours and "crond" not in facts.services:
-        hint = "apk-atomic run -- rc-update add crond"
+        hint = "apk-atomic run -- rc-update add crond default"
         yield Finding(Level.WARNING, "crond-disabled", f"{ours[0]} never runs: crond is in no runlevel", hint)
 
 

@@ -52,9 +52,23 @@ def main() -> int:
     import gc
 
     gc.set_threshold(100_000)  # a run is short: to look for cycles while modules load costs 8 ms
-    from apk_atomic.cli import main as cli
+    try:
+        from apk_atomic.cli import main as cli
 
-    return cli(sys.argv)
+        return cli(sys.argv)
+    except ImportError as error:
+        return without(error)
+
+
+def without(error: ImportError) -> int:
+    """What is left where a part of apk-atomic, or a library of its, is broken: a query's answer, and a way out."""
+    if sys.argv[1:] and sys.argv[1] in QUERY_WORDS:
+        become_apk(sys.argv[1:])
+    sys.stderr.write(
+        f"apk-atomic: error: apk-atomic is broken here ({error}); nothing was changed\n"
+        "apk-atomic: hint: boot a fallback from the boot menu, then: apk-atomic rollback\n"
+    )
+    return 100
 
 
 if __name__ == "__main__":

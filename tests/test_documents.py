@@ -306,3 +306,18 @@ def test_manual_leads_to_what_is_there() -> None:
     for page in (COMMANDS, SETTINGS, LAYOUT):
         for name, number in re.findall(r"\*(apk-atomic[\w.-]*)\*\((\d)\)", page):
             assert f"{name}.{number}" in pages
+
+
+def test_services_are_added_to_a_runlevel() -> None:
+    """Without one rc-update asks the running system; in the root of a change there is none, and it takes sysinit."""
+    texts = [*SOURCES, *ROOT.glob("*.md"), *ROOT.glob("*.post-install"), *(ROOT / "doc").glob("*.scd"),
+             *(path for path in (ROOT / "hooks").iterdir() if path.is_file())]  # fmt: skip
+    found = [line for path in texts for line in re.findall(r"rc-update add (.+)", path.read_text())]
+    assert found
+    for line in found:
+        assert re.match(r"\S+ (sysinit|boot|default|shutdown)\b", line), line
+
+
+def test_nobody_left_a_conflict() -> None:
+    for path in (*SOURCES, *ROOT.glob("*.md"), *(ROOT / "doc").glob("*.scd"), *(ROOT / "tests").rglob("*.py")):
+        assert not re.search(r"^(<{7}|>{7})( |$)", path.read_text(), re.MULTILINE), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,30 @@ def test_waiting_is_for_the_volume(volume: Volume, guest: Guest, option: str) ->
     assert (holder.wait(30), waiting.wait(30)) == (0, 0)
     guest.run(["apk", "info", "-e", "hello"], check=True)
     assert (volume.tree() / "etc/held").exists()
+
+
+# ---- a part of apk-atomic that is broken ---------------------------------------------------------------------
+
+
+def site_of(guest: Guest, name: str) -> str:
+    """Where a package of Python is in the guest."""
+    program = f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])"
+    return guest.run(["python3", "-I", "-c", program], check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("broken", ["apk_atomic", "filelock"])
+def test_a_broken_installation_says_what_to_do(volume: Volume, guest: Guest, broken: str) -> None:
+    """As after an upgrade of Python without that of its modules: no traceback, and queries are answered."""
+    before = volume.current(), volume.generations()
+    place = site_of(guest, broken)
+    guest.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    result = guest.run(["apk-atomic", "add", "hello"])
+    assert (result.status, result.stdout) == (100, "")
+    assert re.fullmatch(
+        rf"apk-atomic: error: apk-atomic is broken here \(.*{broken}.*\); nothing was changed\n"
+        r"apk-atomic: hint: .*apk-atomic rollback\n",
+        result.stderr,
+    )
+    assert guest.run(["apk-atomic", "info", "-v"]).status == 0
+    assert (volume.current(), volume.generations()) == before
+    guest.run(["umount", place], check=True)
