@@ -53,8 +53,8 @@ def opened(place: str, signals: Signals, *, writable: bool = True) -> Iterator[E
     """The ESP that `place` names: a block device, or a directory where it is mounted.
 
     A device is mounted in the mount namespace of this process, which has to be private already; unless `writable`,
-    nothing is changed on it. Raises UsageError for
-    what is neither, CheckFailed for a device that cannot be mounted.
+    nothing is changed on it. Raises UsageError for what is neither, and where nothing can be written, CheckFailed for a
+    device that cannot be mounted.
     """
     try:
         found = os.stat(place)
@@ -62,6 +62,8 @@ def opened(place: str, signals: Signals, *, writable: bool = True) -> Iterator[E
         raise UsageError(f"the ESP {place}: {error.strerror}") from error
     is_directory = stat.S_ISDIR(found.st_mode)
     there = place if is_directory or writable else _mounted_place(found.st_rdev)
+    if is_directory and writable:
+        _require_writable(place)
     if is_directory or (there and not writable):
         yield from _in_directory(there, mounted_at(there), writable=writable)
     elif not stat.S_ISBLK(found.st_mode):
@@ -108,6 +110,23 @@ def mounted_at(directory: str) -> str:
         if stat.S_ISBLK(os.stat(source).st_mode):
             return os.path.realpath(source)
     return ""
+
+
+def is_mount_point(directory: str) -> bool:
+    """Whether something is mounted at `directory` itself: an ESP's files would else be on what lies below."""
+    real = os.path.realpath(directory)
+    return any(mount.point == real for mount in mounts.mount_table())
+
+
+def _require_writable(directory: str) -> None:
+    """Raises UsageError for a directory of a sealed root, and an ESP that is mounted read-only."""
+    if not os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return
+    if is_mount_point(directory):
+        hint = f"mount -o remount,rw {directory}"
+        raise UsageError(f"the ESP {directory} is mounted read-only; nothing was changed", hint=hint)
+    hint = f"mount {directory}, or --esp with the device"
+    raise UsageError(f"the ESP {directory}: nothing is mounted there; nothing was changed", hint=hint)
 
 
 def _mounted_place(number: int) -> str:
@@ -158,9 +177,9 @@ class _Mounted:
             raise CheckFailed(f"{path} of the ESP cannot be read: {error.strerror}") from error
 
     def write(self, path: str, data: bytes) -> None:
-        self._make_parents(path)
-        self.tidy(path)
         try:
+            self._make_parents(path)
+            self.tidy(path)
             with self._kept(path):
                 files.write_durable(self._directory, path, data, 0o755)
                 files.syncfs(self._directory)

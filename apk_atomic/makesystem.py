@@ -178,8 +178,9 @@ def _install_menu(job: _Job, work: Work, name: str, place: str) -> None:
     job.console.step(f"installing the boot menu for {menu.loader}")
     with esp.opened(place, job.signals) as target:
         done = bootinstall.install(work, target, loader, menu)
-        device = target.device
+        device, is_fat = target.device, target.is_fat
     said = (*warnings, *done.warnings)
+    said += () if is_fat else (f"{place} is not on a FAT file system, which firmware could read",)
     if boot.nvram and not job.target.is_image:
         said += bootinstall.register(device, loader, job.signals)
     for warning in said:

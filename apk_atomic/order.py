@@ -10,7 +10,7 @@ import shutil
 import stat
 from dataclasses import dataclass, replace
 
-from apk_atomic import layout, partition
+from apk_atomic import esp, layout, partition
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config
@@ -122,6 +122,8 @@ def _unfit(place: str, target: Target) -> str:
     except OSError as error:
         return error.strerror or ""
     if stat.S_ISDIR(mode):
+        if not esp.is_mount_point(place):
+            return "nothing is mounted there"
         return "" if os.access(place, os.W_OK) else "it cannot be written to"
     if not stat.S_ISBLK(mode):
         return "it is neither a block device nor a directory"

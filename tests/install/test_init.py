@@ -116,8 +116,12 @@ def test_a_volume_alone_and_grub(lab: Lab) -> None:
     with lab.image.open("wb") as file:
         file.truncate(SIZE)
     with loop.attached(str(lab.image)) as device:
-        said = lab.init("--esp", str(lab.place / "esp"), "--label", "ALPINE", target=device)
+        words = lab.words("--yes", "--esp", str(lab.place / "esp"), "--label", "ALPINE", target=device)
+        said = lab.run(words)
+        assert (said.status, "nothing is mounted there; nothing was changed" in said.stderr) == (100, True), said
+        said = lab.run(words, before=f"mount --bind {lab.place}/esp {lab.place}/esp")
         assert said.status == 0, said.stderr
+        assert f"{lab.place}/esp is not on a FAT file system" in said.stderr
         with mounted(device, lab.place / "top") as top:
             menu = bootmenu.from_document(json.loads((top / "state/boot.json").read_text()))
             assert "vfat" not in (top / "fstab").read_text()
