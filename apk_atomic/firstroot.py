@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,16 +18,15 @@ from apk_atomic import (
     btrfs,
     chroot,
     decompress,
-    disks,
     files,
     fstab,
     generator,
     journal,
     kernel,
     lookup,
-    mounts,
     namespace,
     newroot,
+    oldboot,
     oldsystem,
     proof,
     rebuild,
@@ -41,19 +39,13 @@ from apk_atomic.chroot import RootPlan
 from apk_atomic.errors import BuildFailed, CheckFailed, Refused
 from apk_atomic.faults import point
 from apk_atomic.fstab import ESP_POINT
-from apk_atomic.lock import RUN
 from apk_atomic.model import Proof as RecordedProof
 from apk_atomic.namespace import Command
-from apk_atomic.oldfstab import Separate
 from apk_atomic.proof import Proof, ProofInput
 from apk_atomic.session import Work
 
 SERVICE = "apk-atomic-adopt"
-_BOOT = f"{RUN}/boot"
-_LOADERS = ("efi", "EFI", "lost+found", "grub", "loader", "limine", "syslinux", "extlinux", "extlinux.conf")
-_KINDS = ("vfat", "ext4", "ext2", "btrfs", "xfs")  # what an fstab line with `auto` may mean
 _SWAP_SERVICE = 'rc_before="!localmount"\nrc_need="localmount"\n'
-_LARGEST = 1 << 30  # bytes of a file in /boot
 _SHOWN = 5  # findings that a refusal spells out
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
@@ -118,7 +110,7 @@ def shape(first: First) -> None:
     """Everything but the commons: what does not belong into a sealed root goes, what it needs comes."""
     _take_out(first)
     if first.plan.separate is not None:
-        copy_boot(first.root, first.plan.separate, first)
+        oldboot.copy(first.work.volume, first.live, first.plan.separate, first.root)
     staged.write_fstab(first.root, first.text)
     point("fstab")
     _make_mount_points(first)
@@ -171,58 +163,6 @@ def empty(root: int, path: str) -> None:
 def _remove_placeholder(directory: int, name: str) -> None:
     """The empty directory that a snapshot has for a subvolume, and which shows a device of its own."""
     os.rmdir(name, dir_fd=directory)
-
-
-def copy_boot(root: int, separate: Separate, first: First) -> None:
-    """Copies what a /boot of its own holds into boot/ of the root, but for what belongs to boot loaders."""
-    device = disks.find(separate.device)
-    if not device:
-        raise CheckFailed(f"/boot is on {separate.device}, which is not here; nothing was changed")
-    os.makedirs(_BOOT, mode=0o700, exist_ok=True)
-    _mount_boot(device, separate)
-    try:
-        source = os.open(_BOOT, _DIRECTORY | os.O_CLOEXEC)
-        try:
-            target = newroot.make_directory(root, "boot")
-            _copy_directory(source, target, _LOADERS)
-            os.close(target)
-        finally:
-            os.close(source)
-    finally:
-        mounts.unmount(_BOOT)
-
-
-def _mount_boot(device: str, separate: Separate) -> None:
-    """Read-only, or as it is mounted already: a file system is one or the other everywhere."""
-    data = ",".join(each for each in separate.options if each.startswith("subvol="))
-    failure: OSError | None = None
-    for kind in _KINDS if separate.fstype == "auto" else (separate.fstype,):
-        for flags in (mounts.RDONLY, 0):
-            try:
-                mounts.mount(device, _BOOT, kind, flags | mounts.NOSUID | mounts.NODEV, data)
-            except OSError as error:
-                failure = failure or error
-            else:
-                return
-    text = f"/boot on {device} cannot be mounted: {failure.strerror if failure else ''}; nothing was changed"
-    raise CheckFailed(text, hint="dmesg says why")
-
-
-def _copy_directory(source: int, target: int, without: tuple[str, ...]) -> None:
-    """Files, links and directories; a FAT has no modes, so that they are as packages have them."""
-    for name in sorted(set(os.listdir(source)) - set(without)):
-        status = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            below, inside = files.open_entry(source, name, _DIRECTORY), newroot.make_directory(target, name)
-            _copy_directory(below, inside, ())
-            os.close(below)
-            os.close(inside)
-        elif stat.S_ISLNK(status.st_mode):
-            _remove(target, name)
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-        elif stat.S_ISREG(status.st_mode):
-            mode = 0o600 if name.startswith(kernel.IMAGE_PREFIXES) else 0o644
-            newroot.write(target, name, files.read_file(source, name, _LARGEST), mode)
 
 
 # ---- whether it boots ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ it would bind the template to one subvolume. It must not know how the facts that
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -73,6 +74,11 @@ def common_of(point: str) -> str:
     return point.rstrip("/").replace("/", "@")
 
 
+def is_boot(entry: Entry) -> bool:
+    """Whether the line is that of a /boot of its own."""
+    return entry.fstype != "swap" and _normal(entry.mountpoint) == "/boot"
+
+
 def convert(text: str, volume: Volume, wanted: Sequence[str], *, swap: bool) -> Converted:
     """The template for the system whose etc/fstab is `text`; `swap`: with a swap file in a common of its own."""
     draft = _Draft()
@@ -127,15 +133,15 @@ def _take(draft: _Draft, line: str, entry: Entry | None, volume: Volume) -> None
     """One line of the old text, to its place in the new one."""
     if entry is None:
         draft.rest.append(line)
-    elif entry.mountpoint == "/":
+    elif _normal(entry.mountpoint) == "/":
         draft.roots += 1
     elif entry.fstype == "swap":
         _take_swap(draft, line, entry, volume)
-    elif entry.mountpoint == "/boot":
+    elif is_boot(entry):
         draft.separate = Separate(entry.device, entry.fstype, entry.options)
     else:
         draft.points.add(_normal(entry.mountpoint))
-        draft.esp_seen |= entry.mountpoint in _ESP_POINTS
+        draft.esp_seen |= _normal(entry.mountpoint) in _ESP_POINTS
         ours = entry.fstype == "btrfs" and entry.device in volume.names
         draft.rest.append(_of_volume(draft, line, entry) if ours else line)
 
@@ -177,4 +183,4 @@ def _upwards(point: str) -> Iterator[str]:
 
 
 def _normal(point: str) -> str:
-    return "/" + point.strip("/")
+    return "/" + posixpath.normpath(point).strip("/")

@@ -11,7 +11,21 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from apk_atomic import adoption, btrfs, esp, files, fstab, kernel, layout, loaders, locate, lookup, mounts, nvram
+from apk_atomic import (
+    adoption,
+    btrfs,
+    esp,
+    files,
+    fstab,
+    kernel,
+    layout,
+    loaders,
+    locate,
+    lookup,
+    mounts,
+    nvram,
+    oldfstab,
+)
 from apk_atomic.adoption import OldSystem
 from apk_atomic.errors import NotSuchRoot, UsageError
 from apk_atomic.locate import Located
@@ -205,7 +219,7 @@ def _is_lasting(name: str) -> bool:
 
 def _kernels(root: int, text: str, table: tuple[mounts.Mount, ...]) -> tuple[str, ...] | None:
     """Flavors in boot/; where that is a file system of its own, in what is mounted there, None without."""
-    separate = any(entry.mountpoint == "/boot" for entry in fstab.parse(text))
+    separate = any(map(oldfstab.is_boot, fstab.parse(text)))
     if any(mount.point == "/boot" for mount in table):
         names = os.listdir("/boot")
     elif separate:

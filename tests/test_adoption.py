@@ -104,10 +104,11 @@ def test_what_cannot_be_converted() -> None:
     assert "half a" in found.text.splitlines()
 
 
-def test_a_boot_of_its_own_goes() -> None:
-    found = convert(f"{ROOT}\nUUID=b /boot ext4 rw 0 2\n{ESP}\n", replace(OURS, esp="UUID=ABCD-1234"), (), swap=False)
+@pytest.mark.parametrize("point", ["/boot", "/boot/", "//boot/."])
+def test_a_boot_of_its_own_goes(point: str) -> None:
+    found = convert(f"{ROOT}\nUUID=b {point} ext4 rw 0 2\n{ESP}\n", replace(OURS, esp="UUID=ABCD-1234"), (), swap=False)
     assert found.separate == Separate("UUID=b", "ext4", ("rw",))
-    assert "/boot" not in entries(found.text) and found.text.count("ABCD-1234") == 1
+    assert point not in entries(found.text) and found.text.count("ABCD-1234") == 1
 
 
 def test_an_esp_at_boot_moves() -> None:

@@ -33,7 +33,7 @@ LAYERS = (
     ("session",),
     ("staged", "repoint", "preflight", "recording", "superblock"),
     ("building",),
-    ("bootable", "apkline", "shared", "selfcheck", "remembered"),
+    ("bootable", "apkline", "shared", "selfcheck", "remembered", "oldboot"),
     ("transaction", "bootinstall", "apkchange", "held"),
     ("bootstrap", "examine"),
     ("order", "oldsystem"),

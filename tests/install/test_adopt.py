@@ -252,6 +252,57 @@ def test_a_boot_of_its_own(old: OldSystem) -> None:
         loop.detach()
 
 
+def boot_subvolume(old: OldSystem) -> int:
+    """The kernel in a subvolume @boot at the top level; its number."""
+    place = old.top / "@boot"
+    btrfsctl.create_subvolume(place)
+    for path in (old.root / "boot").iterdir():
+        if path.is_file():
+            shutil.move(path, place)
+    (place / "efi").mkdir()
+    return int(subprocess.check_output(["btrfs", "inspect-internal", "rootid", place], text=True))
+
+
+@pytest.mark.parametrize("point", ["/boot", "/boot/"])
+def test_a_boot_in_a_subvolume_that_is_named_by_number(old: OldSystem, point: str) -> None:
+    """Nothing but that subvolume is copied, and no subvolume inside it."""
+    number = boot_subvolume(old)
+    btrfsctl.create_subvolume(old.top / "@boot/inner")
+    (old.top / "@boot/inner/file").write_text("no kernel")
+    old.write_fstab(f"UUID={old.fsid} {point} btrfs rw,subvolid={number} 0 0")
+    old.boot(f"mount --bind {old.top}/@boot $root/boot\nmount --bind {old.esp} $root/boot/efi\n")
+    done(old.adopt(*ADOPT))
+    done(old.adopt("--finish"))
+    found = set(os.listdir(old.generation() / "boot"))
+    assert "vmlinuz-lts" in found and not found & {"inner", "etc", "staging", "@boot"}
+    assert f" {point} " not in (old.top / "fstab").read_text()
+    assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
+@pytest.mark.parametrize("options", ["rw", "rw,subvolid=5", "rw,subvol=/@"])
+def test_a_boot_that_is_the_whole_volume(options: str) -> None:
+    """Not copied into itself until the volume is full."""
+    with old_system("/@") as old:
+        boot_subvolume(old)
+        old.boot(f"mount --bind {old.top}/@boot $root/boot\nmount --bind {old.esp} $root/boot/efi\n")
+        old.write_fstab(f"UUID={old.fsid} /boot btrfs {options} 0 0")
+        before = old.tree()
+        said = old.adopt(*ADOPT)
+        assert (said.status, "is the whole volume, or its root" in said.stderr) == (104, True), said.stderr
+        assert (old.tree(), os.listdir(old.top / "staging")) == (before, [])
+
+
+def test_a_boot_that_is_too_large(top: OldSystem) -> None:
+    boot_subvolume(top)
+    with (top.top / "@boot/disk.img").open("wb") as file:
+        file.truncate(1 << 40)
+    top.write_fstab(f"UUID={top.fsid} /boot btrfs rw,subvol=@boot 0 0")
+    top.boot(f"mount --bind {top.top}/@boot $root/boot\nmount --bind {top.esp} $root/boot/efi\n")
+    said = top.adopt(*ADOPT)
+    assert (said.status, "/boot is larger than what is free" in said.stderr) == (103, True), said.stderr
+    assert os.listdir(top.top / "staging") == []
+
+
 @pytest.mark.parametrize("choice", ["move", "drop"])
 def test_a_swap_file(old: OldSystem, choice: str) -> None:
     swap = old.root / "swapfile"
