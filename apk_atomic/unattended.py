@@ -9,6 +9,7 @@ import os
 import random
 import select
 import time
+from contextlib import suppress
 
 from apk_atomic import (
     apkchange,
@@ -33,13 +34,15 @@ from apk_atomic.notify import Event
 from apk_atomic.planning import Plan, Run
 from apk_atomic.report import short
 from apk_atomic.retention import choose_base
-from apk_atomic.schedule import Moment, on_mains, why_not_run
+from apk_atomic.schedule import HOUR, Moment, on_mains, why_not_run
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 from apk_atomic.staged import Staged
 from apk_atomic.transaction import Request
 from apk_atomic.volume import Volume
 
+SEEN = "/run/apk-atomic.auto"  # its mtime is when a periodic job started the last run; 26 hours later one was missed
+_LOOK_AGAIN = 24 * HOUR  # before now: the latest look at whether a run is due then is two hours away
 _ATTEMPTS = 3  # to get from a plan to its transaction without somebody else's change in between
 _CLEANER = 30.0  # seconds for btrfs to give back what was collected
 
@@ -76,7 +79,18 @@ def _why_not(run: Run) -> str:
         return "the policy is none"
     memory = _memory_from_afar(run)
     moment = Moment(time.time(), memory.finished, is_inhibited(run), on_mains(machine.supplies()))
-    return why_not_run(moment, every_hours=auto.every_hours, only_on_mains=auto.only_on_mains, now=run.now)
+    why = why_not_run(moment, every_hours=auto.every_hours, only_on_mains=auto.only_on_mains, now=run.now)
+    if why:
+        _look_again(moment)
+    return why
+
+
+def _look_again(moment: Moment) -> None:
+    """The periodic job counts from the last run that did not fail, where it is no longer ago than a day, not from this
+    one, which does nothing. The file is the jobs': without them there is none."""
+    last = moment.finished if moment.finished is not None and moment.finished <= moment.now else 0.0
+    with suppress(OSError):
+        os.utime(SEEN, (moment.now, max(last, moment.now - _LOOK_AGAIN)))
 
 
 def _memory_from_afar(run: Run) -> Memory:

@@ -20,6 +20,7 @@ from tests.support.world import Guest, Result, Volume, make_volume
 
 AT_ONCE = {"delay_minutes": 0, "every_hours": 0, "min_free": "16M", "io": "normal", "nice": 0}
 PERIODIC = "/etc/periodic/daily/apk-atomic"
+QUARTERLY = "/etc/periodic/15min/apk-atomic-reboot"
 HOOKS = Path(__file__).parents[2] / "hooks"
 REBOOTED = "/var/log/rebooted"
 CONFIG = "etc/apk-atomic/apk-atomic.toml"

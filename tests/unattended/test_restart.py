@@ -13,11 +13,11 @@ import pytest
 
 from apk_atomic import machine
 from apk_atomic.schedule import Session
+from apk_atomic.unattended import SEEN
 from tests.support.world import Result
-from tests.unattended.house import House
+from tests.unattended.house import QUARTERLY, House
 
 ALWAYS = ["00:00-24:00"]
-JOB = "/etc/periodic/15min/apk-atomic-reboot"
 # A user's session: sleeps on a terminal of its own, and writes down what appears there.
 LOGIN = """\
 import ctypes, os, pty, sys, time
@@ -38,7 +38,7 @@ while True:
 
 
 def alone(house: House, *argv: str, login: tuple[str, str] = ("", ""), before: str = ":") -> Result:
-    """A command with nobody logged in, or one user, whose process is called like that."""
+    """A command with nobody logged in, or one user, whose process is called like that; no daily job was missed."""
     uid, name = login
     script = before
     if uid:
@@ -47,7 +47,7 @@ def alone(house: House, *argv: str, login: tuple[str, str] = ("", ""), before: s
             f"{before}\npython3 /tmp/login.py {uid} {name} &\n"
             'while [ ! -e /var/log/logged-in ]; do sleep 0.01; done; sleep 0.1\n'
         )
-    program = f'mount -t proc proc /proc\n{script}\n"$@"'
+    program = f'mount -t proc proc /proc; : >{SEEN}\n{script}\n"$@"'
     return house.guest.run(["unshare", "-p", "-f", "-m", "sh", "-c", program, "sh", *argv])
 
 
@@ -91,7 +91,7 @@ def test_apply_reboots_after_the_upgrade(house: House) -> None:
 def test_no_reboot_without_the_policy(house: House, settings: dict[str, object]) -> None:
     staged(house)
     house.configure(**settings)
-    for argv in (["apk-atomic", "auto"], [JOB]):
+    for argv in (["apk-atomic", "auto"], [QUARTERLY]):
         result = alone(house, *argv)
         assert (result.status, result.stdout, result.stderr) == (0, "", "")
     assert reboots(house) == 0
@@ -102,15 +102,15 @@ def test_window(house: House) -> None:
     days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
     later = days[(time.localtime().tm_wday + 3) % 7]
     house.configure(policy="apply", reboot=[f"{later} 00:00-24:00"])
-    assert (alone(house, JOB).stderr, reboots(house)) == ("", 0)
+    assert (alone(house, QUARTERLY).stderr, reboots(house)) == ("", 0)
     house.configure(policy="apply", reboot=[f"{later} 00:00-24:00", *ALWAYS])
-    assert alone(house, JOB).stderr == f"apk-atomic: rebooting into generation {new}\n"
+    assert alone(house, QUARTERLY).stderr == f"apk-atomic: rebooting into generation {new}\n"
     assert reboots(house) == 1
 
 
 def test_job_without_anything_pending_does_not_start_python(house: House) -> None:
     house.configure(policy="apply", reboot=ALWAYS)
-    result = alone(house, JOB, before="mount -t tmpfs tmpfs /usr/lib")
+    result = alone(house, QUARTERLY, before="mount -t tmpfs tmpfs /usr/lib")
     assert (result.status, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -118,7 +118,7 @@ def test_inhibit_file(house: House) -> None:
     staged(house)
     house.configure(policy="apply", reboot=ALWAYS)
     house.guest.run(["touch", "/run/apk-atomic.inhibit"], check=True)
-    alone(house, JOB)
+    alone(house, QUARTERLY)
     assert reboots(house) == 0
 
 
@@ -126,7 +126,7 @@ def test_generation_that_failed_is_not_booted(house: House) -> None:
     new = staged(house)
     (house.volume.top / "snapshots" / new / "failed").touch()
     house.configure(policy="apply", reboot=ALWAYS)
-    alone(house, JOB)
+    alone(house, QUARTERLY)
     assert reboots(house) == 0
 
 
@@ -136,11 +136,11 @@ def test_transaction_at_work_is_not_cut_off(house: House) -> None:
     script = "touch /var/log/ready; while [ ! -e /var/log/go ]; do sleep 0.01; done"
     holder = house.trial.start("apk-atomic", "run", "--", "sh", "-c", script)
     house.trial.wait_for("ready")
-    assert alone(house, JOB).status == 0
+    assert alone(house, QUARTERLY).status == 0
     assert reboots(house) == 0
     house.trial.flag("go").touch()
     house.trial.finish(holder)
-    alone(house, JOB)
+    alone(house, QUARTERLY)
     assert reboots(house) == 1
 
 
@@ -150,7 +150,7 @@ def test_reboot_that_fails_is_said(house: House) -> None:
     no = Path(house.guest.root, "tmp/no")
     no.write_text("#!/bin/sh\necho no power\nexit 3\n")
     no.chmod(0o755)
-    result = alone(house, JOB, before="mount --bind /tmp/no /sbin/reboot")
+    result = alone(house, QUARTERLY, before="mount --bind /tmp/no /sbin/reboot")
     assert result.status != 0 and "/sbin/reboot ended with exit status 3: no power" in result.stderr
 
 
@@ -160,7 +160,7 @@ def test_reboot_that_fails_is_said(house: House) -> None:
 def test_user_is_warned_first(house: House) -> None:
     staged(house)
     house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=1)
-    alone(house, JOB, login=("1000", "editor"))
+    alone(house, QUARTERLY, login=("1000", "editor"))
     assert "this machine reboots in 1 seconds; to prevent it: touch /run/apk-atomic.inhibit" in on_terminal(house)
     assert reboots(house) == 1
 
@@ -169,7 +169,7 @@ def test_user_prevents_it(house: House) -> None:
     staged(house)
     house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=3)
     watch = "while ! grep -q reboots /var/log/terminal; do sleep 0.01; done; touch /run/apk-atomic.inhibit"
-    alone(house, JOB, login=("1000", "editor"), before=f"({watch}) 2>/dev/null &")
+    alone(house, QUARTERLY, login=("1000", "editor"), before=f"({watch}) 2>/dev/null &")
     assert "reboots in" in on_terminal(house)
     assert reboots(house) == 0
 
@@ -178,7 +178,7 @@ def test_user_prevents_it(house: House) -> None:
 def test_nobody_is_logged_in(house: House, login: tuple[str, str]) -> None:
     staged(house)
     house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=86400)
-    alone(house, JOB, login=login)
+    alone(house, QUARTERLY, login=login)
     assert (on_terminal(house), reboots(house)) == ("", 1)
 
 
@@ -189,9 +189,9 @@ def test_session_without_a_terminal(house: House) -> None:
     sessions = Path(house.guest.root, "run/systemd/sessions")
     sessions.mkdir(parents=True)
     (sessions / "c1").write_text("UID=1000\nUSER=user\nCLASS=user\nSTATE=active\n")
-    alone(house, JOB)
+    alone(house, QUARTERLY)
     assert reboots(house) == 0
-    alone(house, JOB, before="sed -i s/active/closing/ /run/systemd/sessions/c1")
+    alone(house, QUARTERLY, before="sed -i s/active/closing/ /run/systemd/sessions/c1")
     assert reboots(house) == 1
 
 
