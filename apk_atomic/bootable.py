@@ -16,7 +16,7 @@ from apk_atomic.faults import point
 from apk_atomic.initramfs import Image as ReadImage
 from apk_atomic.model import Image, Record
 from apk_atomic.model import Proof as RecordedProof
-from apk_atomic.proof import Finding, Proof, ProofInput
+from apk_atomic.proof import INIT, Finding, Proof, ProofInput
 from apk_atomic.rebuild import Plan
 from apk_atomic.staged import Staged
 from apk_atomic.volume import Volume
@@ -39,6 +39,17 @@ class Bootable(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class KnownMenu(NamedTuple):
+    """What of the boot menu concerns a root: `paths` in it, None where nobody knows them, and the program to start."""
+
+    paths: tuple[str, ...] | None = None
+    init: str = INIT
+
+    def facts(self) -> tuple[str, ...]:
+        """For the record of a proof: another menu makes it worth nothing."""
+        return (*sorted(self.paths or ()), f"init={self.init}")
+
+
 def make_bootable(root: Staged, changed: Changed) -> Bootable:
     """Rebuilds what is out of date, proves the root or inherits base's proof.
 
@@ -49,7 +60,7 @@ def make_bootable(root: Staged, changed: Changed) -> Bootable:
     plan = build_images(root, paths, record)
     point("built")
     facts = _facts(root, plan)
-    if record is None or record.proof is None or plan.rebuild or _is_due(root, paths, record):
+    if record is None or plan.rebuild or _is_due(root, paths, record, facts):
         found = _full(root, plan, facts)
     else:
         found = _inherited(root, record, facts)
@@ -62,20 +73,33 @@ def boot_names(root: int) -> tuple[str, ...]:
     return tuple(f"boot/{name}" for name in kernel.boot_names(root))
 
 
-def menu_paths(opened: Volume) -> tuple[str, ...] | None:
-    """Paths, relative to a root, that `state/boot.json` says the boot menu uses; None without a usable one."""
+def known_menu(opened: Volume) -> KnownMenu:
+    """What `state/boot.json` says; nothing where there is no usable one."""
     try:
         found = json.loads(files.read_file(opened.top, MENU, _MENU_LIMIT))
-        return tuple(str(path) for path in found["paths"])
+        paths = tuple(str(path) for path in found["paths"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return KnownMenu()
+    return KnownMenu(paths, init_of(str(found.get("append", ""))))
+
+
+def init_of(words: str) -> str:
+    """What a kernel with this command line starts: the last init= counts."""
+    found = (word.partition("=")[2] for word in words.replace('"', "").split() if word.startswith("init="))
+    return ([each for each in found if each] or [INIT])[-1]
+
+
+def menu_paths(opened: Volume) -> tuple[str, ...] | None:
+    """Paths, relative to a root, that the boot menu uses; None where nothing says it."""
+    return known_menu(opened).paths
 
 
 # ---- a generation that is there already ----------------------------------------------------------------------------
 
 
-def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
-    """The full proof of a generation that exists already."""
+def prove_sealed(opened: Volume, config: Config, name: str, menu: KnownMenu | None = None) -> Proof:
+    """The full proof of a generation that exists already, for the boot menu that there is or for `menu`."""
+    known = menu or known_menu(opened)
     resume = hibernation.resume_of(hibernation.words_of_next_boot(opened.top, running=opened.running))
     root = volume.open_root(opened, name)
     try:
@@ -83,7 +107,8 @@ def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
             root,
             of_this_machine(opened, ProofInput(
                 generation_path=f"/snapshots/{name}",
-                menu_paths=menu_paths(opened),
+                menu_paths=known.paths,
+                init=known.init,
                 base_boot_names=kernel.boot_names(root),
                 default_subvolume=btrfs.default_subvolume(opened.top),
                 decompress=decompressor(opened, config, name, root),
@@ -100,9 +125,11 @@ def prove_sealed(opened: Volume, config: Config, name: str) -> Proof:
 
 
 def _facts(root: Staged, plan: Plan) -> ProofInput:
+    menu = known_menu(root.work.volume)
     return ProofInput(
         generation_path=f"/snapshots/{root.id}",
-        menu_paths=menu_paths(root.work.volume),
+        menu_paths=menu.paths,
+        init=menu.init,
         base_boot_names=kernel.boot_names(root.base_root),
         decompress=base_decompressor(root),
         images=dict(plan.images or {}),
@@ -131,10 +158,15 @@ def _checksum(fsid: str) -> str:
         return ""
 
 
-def _is_due(root: Staged, paths: tuple[str, ...], record: Record) -> bool:
-    inputs = record.proof.inputs if record.proof else ()
+def _is_due(root: Staged, paths: tuple[str, ...], record: Record, facts: ProofInput) -> bool:
+    if record.proof is None or record.proof.menu != _menu(facts).facts():
+        return True
     members = [member for image in record.initramfs for member in image.members]
-    return proof.must_run(root.root, paths, inputs, members)
+    return proof.must_run(root.root, paths, record.proof.inputs, members)
+
+
+def _menu(facts: ProofInput) -> KnownMenu:
+    return KnownMenu(facts.menu_paths, facts.init)
 
 
 def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
@@ -145,7 +177,7 @@ def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
         boot_paths=_boot_paths(root, facts),
         kernels=tuple(verdict.kernels.items()),
         images=recorded_images(verdict.images, verdict.kernels, generator),
-        proof=RecordedProof(of=root.id, inputs=verdict.inputs, warnings=texts(verdict.warnings)),
+        proof=recorded_proof(root.id, verdict, _menu(facts)),
         warnings=texts(verdict.warnings),
     )
 
@@ -183,6 +215,11 @@ def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:
         return tuple(path.lstrip("/") for path in facts.menu_paths)
     names = boot_names(root.base_root)
     return tuple(name for name in names if name in boot_names(root.root)) if facts.allow_removed else names
+
+
+def recorded_proof(name: str, verdict: Proof, menu: KnownMenu) -> RecordedProof:
+    """What the record of generation NAME keeps of a full proof of it."""
+    return RecordedProof(name, verdict.inputs, menu.facts(), texts(verdict.warnings))
 
 
 def recorded_images(

@@ -31,14 +31,14 @@ from apk_atomic import (
     recording,
     staged,
 )
-from apk_atomic.bootable import Bootable, recorded_images, texts
+from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
 from apk_atomic.bootinstall import kernel_paths
 from apk_atomic.chroot import RootPlan
 from apk_atomic.config import Chroot, Config
 from apk_atomic.errors import ChangeFailed, CheckFailed, refusal
 from apk_atomic.faults import point
 from apk_atomic.layout import ESP_POINT
-from apk_atomic.model import Kind, Proof, Record
+from apk_atomic.model import Kind, Record
 from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.namespace import Command
 from apk_atomic.newroot import Identity
@@ -269,7 +269,7 @@ def _prove(new: _New, flavor: str) -> Bootable:
         boot_paths=paths,
         kernels=tuple(verdict.kernels.items()),
         images=recorded_images(verdict.images, verdict.kernels, "mkinitfs" if flavor else ""),
-        proof=Proof(of=new.id, inputs=verdict.inputs, warnings=texts(verdict.warnings)),
+        proof=recorded_proof(new.id, verdict, KnownMenu(paths or None)),
         warnings=texts(verdict.warnings),
     )
 

@@ -33,13 +33,12 @@ from apk_atomic import (
     staged,
 )
 from apk_atomic.adoption import Plan
-from apk_atomic.bootable import Bootable, of_this_machine, recorded_images, texts
+from apk_atomic.bootable import Bootable, KnownMenu, of_this_machine, recorded_images, recorded_proof, texts
 from apk_atomic.bootinstall import kernel_paths
 from apk_atomic.chroot import RootPlan
 from apk_atomic.errors import BuildFailed, CheckFailed, Refused
 from apk_atomic.faults import point
 from apk_atomic.fstab import ESP_POINT
-from apk_atomic.model import Proof as RecordedProof
 from apk_atomic.namespace import Command
 from apk_atomic.proof import Proof, ProofInput
 from apk_atomic.session import Work
@@ -187,7 +186,7 @@ def make_bootable(first: First) -> Bootable:
         boot_paths=paths,
         kernels=tuple(verdict.kernels.items()),
         images=recorded_images(verdict.images, verdict.kernels, str(made_by.kind) if made_by else ""),
-        proof=RecordedProof(of=first.id, inputs=verdict.inputs, warnings=texts(verdict.warnings)),
+        proof=recorded_proof(first.id, verdict, KnownMenu(paths)),
         warnings=texts(verdict.warnings),
     )
 

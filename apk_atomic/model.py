@@ -71,10 +71,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A boot proof that passed. `of`: the generation that the full proof ran on, itself or an ancestor."""
+    """A boot proof that passed. `of`: the generation that the full proof ran on, itself or an ancestor. `menu`: what
+    of the boot menu it was asked about."""
 
     of: str = ""
     inputs: tuple[str, ...] = ()
+    menu: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     unknown: Mapping[str, object] = field(default_factory=dict, hash=False)
 
@@ -260,7 +262,7 @@ def _initramfs(value: Any) -> tuple[Image, ...]:
 
 
 _IMAGE = {"flavor": _text, "release": _text, "path": _text, "generator": _text, "members": _texts}
-_PROOF = {"of": _text, "inputs": _texts, "warnings": _texts}
+_PROOF = {"of": _text, "inputs": _texts, "menu": _texts, "warnings": _texts}
 _CHANGES = {"added": _rows(2), "removed": _rows(2), "upgraded": _rows(3), "rebuilt": _texts}
 _RECORD: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("created", "user", "message", "apk_version", "fstab_template", "fstab_rendered"), _text),

@@ -16,6 +16,7 @@ from apk_atomic.proof_fstab import FSTAB, check_fstab, check_resume, check_stagi
 from apk_atomic.proof_init import check_init
 from apk_atomic.proof_kernels import check_kernels, check_menu, menu_names
 from apk_atomic.proof_sealed import check_sealed
+from apk_atomic.proof_types import INIT as INIT
 from apk_atomic.proof_types import TOP_LEVEL, Findings
 from apk_atomic.proof_types import Finding as Finding
 from apk_atomic.proof_types import Proof as Proof
@@ -47,10 +48,12 @@ def prove(root_fd: int, facts: ProofInput) -> Proof:
 
 def prove_own(root_fd: int, facts: ProofInput) -> Proof:
     """The part of the verdict that no generation can inherit, in a few milliseconds: etc/fstab, names of the
-    staging subvolume, the paths of the boot menu, the default subvolume. `kernels` and `images` are empty."""
+    staging subvolume, the paths and init of the boot menu, the default subvolume. `kernels` and `images` are empty."""
     started = time.monotonic()
     findings = _own_findings(root_fd, facts)
     check_menu(findings, root_fd, facts)
+    if facts.menu_paths is not None and not lookup.is_file(root_fd, facts.init):
+        findings.fail("init-missing", f"{facts.init}, which the boot menu starts, is missing or leads nowhere")
     return _proof(findings, started, {}, {})
 
 

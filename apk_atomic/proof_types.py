@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apk_atomic.unpack import External
 
 TOP_LEVEL = 5
+INIT = "/sbin/init"  # what an initramfs starts where nothing says another
 
 
 class ProofInput(NamedTuple):
@@ -26,7 +27,8 @@ class ProofInput(NamedTuple):
     be there, but for `allow_removed`. `decompress`: see `unpack.External`. `images`: what was read of this very
     root a moment ago (`rebuild.Plan.images`). `volume_uuid`: the volume's fsid, "" for do not ask. `uuids`:
     those of all file systems at hand, None for do not ask. `wanted_modules`: of this machine's disk and of the
-    volume's checksum. `resume`: the menu's resume=; `hibernated`: that device holds a hibernated system.
+    volume's checksum. `init`: the menu's init=; `resume`: its resume=; `hibernated`: that
+    device holds a hibernated system.
     """
 
     generation_path: str
@@ -35,7 +37,7 @@ class ProofInput(NamedTuple):
     default_subvolume: int = TOP_LEVEL
     decompress: External | None = None
     images: Mapping[str, Image] = {}
-    init: str = "/sbin/init"
+    init: str = INIT
     allow_removed: bool = False
     volume_uuid: str = ""
     uuids: frozenset[str] | None = None

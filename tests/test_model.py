@@ -70,7 +70,7 @@ RECORDS = st.builds(
     initramfs=st.lists(
         st.builds(Image, flavor=WORDS, members=TEXTS, unknown=unknown_keys(Image)), max_size=2
     ).map(tuple),
-    proof=st.none() | st.builds(Proof, of=WORDS, inputs=TEXTS, warnings=TEXTS, unknown=unknown_keys(Proof)),
+    proof=st.none() | st.builds(Proof, of=WORDS, inputs=TEXTS, menu=TEXTS, warnings=TEXTS, unknown=unknown_keys(Proof)),
     fstab_template=WORDS,
     fstab_rendered=WORDS,
     durations=st.dictionaries(WORDS, st.floats(0, 1e6), max_size=3).map(lambda each: tuple(each.items())),

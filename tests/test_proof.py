@@ -520,6 +520,8 @@ def test_what_no_generation_inherits(root: Root) -> None:
     assert root.prove_own().passed
     for facts in ({"generation_path": "/snapshots/x"}, {"default_subvolume": 7}, {"menu_paths": ("boot/gone",)}):
         assert not root.prove_own(**facts).passed
+    assert root.prove_own(menu_paths=LTS).passed
+    assert [each.code for each in root.prove_own(menu_paths=LTS, init="/usr/bin/gone").failures] == ["init-missing"]
     root.remove("boot/initramfs-lts")
     assert not root.prove_own().passed
 

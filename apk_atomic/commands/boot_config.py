@@ -7,19 +7,21 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from apk_atomic import bootinstall, bootmenu, esp, loaders, nvram, staged, volume
+from apk_atomic import bootable, bootinstall, bootmenu, esp, loaders, nvram, staged, volume
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
+from apk_atomic.bootable import KnownMenu, init_of
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.context import Context, read_config
-from apk_atomic.errors import UsageError
+from apk_atomic.errors import CheckFailed, UsageError
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 
 if TYPE_CHECKING:
     from apk_atomic.volume import Volume
 
+_SHOWN = 5  # findings that a refusal spells out
 _TEXT = """\
 Shows the static boot menu of the volume: one entry, and one for each slot in its submenu. It names slots and not
 generations, so it has to be written only once. What is not given is as in state/boot.json, where there is one."""
@@ -80,6 +82,7 @@ def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
         menu, warnings = bootinstall.compose(
             work.volume, work.config, _wishes(asked), _partition(work.volume, work.signals)
         )
+        _require_bootable(work, menu)
         found = loaders.find(menu.loader, [asked.refind] if asked.refind else [f"/{loaders.REFIND}"], work.signals)
         place = asked.esp or _usual_esp(work)
         with esp.opened(place, work.signals) as target:
@@ -95,6 +98,19 @@ def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
     written = f"{len(done.written)} files written" if done.written else "everything was there already"
     context.console.note(f"{menu.loader} boots {menu.kernel} from {menu.slots} slots; {written}")
     return 0
+
+
+def _require_bootable(work: Work, menu: Menu) -> None:
+    """The proof of what the menu will boot next: nothing asked that of another kernel, nor of another init."""
+    known = KnownMenu(menu.paths, init_of(menu.append))
+    name = volume.read_slots(work.volume).slots[0]
+    verdict = bootable.prove_sealed(work.volume, work.config, name, known)
+    if not verdict.passed:
+        shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
+        raise CheckFailed(
+            f"{name}, which boots next, would not boot by this menu: {shown}; nothing was changed",
+            hint="--kernel and --append choose what the menu boots; apk-atomic rollback chooses another generation",
+        )
 
 
 def _partition(opened: Volume, signals: Signals) -> str:

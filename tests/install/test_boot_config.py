@@ -14,6 +14,7 @@ from tests.install.disks import NAME, make_refind
 from tests.support import bootfiles
 from tests.support.bootpackages import kernel_package
 from tests.support.bootworld import KERNEL, install_system
+from tests.support.packages import File, Package
 from tests.support.world import Guest, Volume, make_volume
 
 REFIND, ESP = "/var/cache/refind", "/var/cache/esp"  # commons: what lies there, the test sees as well
@@ -114,6 +115,49 @@ def test_a_cut_between_two_menus_keeps_the_paths_of_both(volume: Volume, esp: Pa
     assert set(state(volume)["paths"]) == {  # type: ignore[call-overload]
         "boot/vmlinuz-virt", "boot/initramfs-virt", "boot/vmlinuz-lts", "boot/initramfs-lts",
     }  # fmt: skip
+
+
+def test_a_menu_that_could_not_boot_what_it_names_is_refused(volume: Volume, esp: Path) -> None:
+    """Damage to a kernel that the menu does not name is but a warning, until it shall name it."""
+    volume.repo.publish(kernel_package(KERNEL, "virt"), Package("hello", files={"usr/hello": File(b"x")}))
+    guest = volume.boot()
+    ours(guest, *INSTALL)
+    ours(guest, "add", "linux-virt")
+    assert "warning" in ours(guest, "run", "--", "truncate", "-s", "1000", "/boot/initramfs-virt")
+    before = state(volume), (esp / loaders.DIRECTORY / "refind.conf").read_text()
+    said = ours(guest, *INSTALL, "--kernel", "virt", status=104)
+    assert "would not boot by this menu: boot/initramfs-virt" in said and "nothing was changed" in said
+    assert (state(volume), (esp / loaders.DIRECTORY / "refind.conf").read_text()) == before
+    ours(guest, "add", "hello")
+
+
+def test_another_menu_makes_a_proof_worth_nothing(volume: Volume, esp: Path) -> None:
+    """Whoever wrote it: what was a warning under the old one is a failure under the new."""
+    volume.repo.publish(kernel_package(KERNEL, "virt"), Package("hello", files={"usr/hello": File(b"x")}))
+    guest = volume.boot()
+    ours(guest, *INSTALL)
+    ours(guest, "add", "linux-virt")
+    ours(guest, "run", "--", "truncate", "-s", "1000", "/boot/initramfs-virt")
+    changed = {**state(volume), "paths": ["boot/vmlinuz-virt", "boot/initramfs-virt"]}
+    (volume.top / "state/boot.json").write_text(json.dumps(changed))
+    assert "boot/initramfs-virt" in ours(guest, "add", "hello", status=104)
+
+
+def test_the_init_of_the_menu_is_proved(volume: Volume, esp: Path) -> None:
+    guest = volume.boot()
+    ours(guest, *INSTALL)
+    word = "init=/usr/bin/myinit"
+    said = ours(guest, *INSTALL, "--append", f"quiet {word}", status=104)
+    assert "usr/bin/myinit is missing" in said and "nothing was changed" in said
+    assert state(volume)["append"] == ""
+    ours(guest, "run", "--", "sh", "-c", "mkdir -p /usr/bin; cp /bin/busybox /usr/bin/myinit")
+    ours(guest, *INSTALL, "--append", f"quiet {word}")
+    for line in ("rm /usr/bin/myinit", "chmod 644 /usr/bin/myinit", ": > /usr/bin/myinit"):
+        assert "usr/bin/myinit" in ours(guest, "run", "--", "sh", "-c", line, status=104)
+    ours(guest, "run", "--", "touch", "/usr/bin/other")
+    assert "usr/bin/myinit" in ours(guest, "run", "--", "rm", "/usr/bin/myinit", status=104)
+    ours(guest, *INSTALL, "--append", "quiet")
+    ours(guest, "run", "--", "rm", "/usr/bin/myinit")
 
 
 def test_microcode_comes_first_and_only_where_all_slots_have_it(volume: Volume) -> None:
