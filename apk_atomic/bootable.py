@@ -18,6 +18,7 @@ from apk_atomic.model import Image, Record
 from apk_atomic.model import Proof as RecordedProof
 from apk_atomic.proof import INIT, Finding, Proof, ProofInput
 from apk_atomic.rebuild import Plan
+from apk_atomic.signals import Signals
 from apk_atomic.staged import Staged
 from apk_atomic.volume import Volume
 
@@ -97,8 +98,11 @@ def menu_paths(opened: Volume) -> tuple[str, ...] | None:
 # ---- a generation that is there already ----------------------------------------------------------------------------
 
 
-def prove_sealed(opened: Volume, config: Config, name: str, menu: KnownMenu | None = None) -> Proof:
-    """The full proof of a generation that exists already, for the boot menu that there is or for `menu`."""
+def prove_sealed(
+    opened: Volume, config: Config, name: str, menu: KnownMenu | None = None, *, signals: Signals | None = None
+) -> Proof:
+    """The full proof of a generation that exists already, for the boot menu that there is or for `menu`; `signals`
+    where they are blocked."""
     known = menu or known_menu(opened)
     resume = hibernation.resume_of(hibernation.words_of_next_boot(opened.top, running=opened.running))
     root = volume.open_root(opened, name)
@@ -111,7 +115,7 @@ def prove_sealed(opened: Volume, config: Config, name: str, menu: KnownMenu | No
                 init=known.init,
                 base_boot_names=kernel.boot_names(root),
                 default_subvolume=btrfs.default_subvolume(opened.top),
-                decompress=decompressor(opened, config, name, root),
+                decompress=decompressor(opened, config, name, root, signals),
                 volume_uuid=opened.fsid,
                 resume=resume.spec if resume else "",
                 hibernated=resume is not None and hibernation.is_waiting(resume),

@@ -257,7 +257,7 @@ def _prove(new: _New, flavor: str) -> Bootable:
             generation_path=f"/{journal.SNAPSHOTS}/{new.id}",
             menu_paths=paths or None,
             base_boot_names=kernel.boot_names(new.root),
-            decompress=decompress.by_program(new.plan, new.root),
+            decompress=decompress.by_program(new.plan, new.root, new.work.signals),
             volume_uuid=new.work.volume.fsid,
         ),
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from apk_atomic.initramfs import Image
+    from apk_atomic.signals import Signals
     from apk_atomic.unpack import External
 
 
@@ -99,9 +100,10 @@ def _read_again(root: Staged, paths: tuple[str, ...], plan: Plan) -> Iterator[tu
 
 
 def base_decompressor(root: Staged) -> External:
-    return decompressor(root.work.volume, root.work.config, root.base, root.base_root)
+    work = root.work
+    return decompressor(work.volume, work.config, root.base, root.base_root, work.signals)
 
 
-def decompressor(opened: Volume, config: Config, name: str, root: int) -> External:
+def decompressor(opened: Volume, config: Config, name: str, root: int, signals: Signals | None = None) -> External:
     """The decompressors of the sealed generation NAME, whose root is open as `root`."""
-    return decompress.by_program(staged.plan_sealed(opened, config, name, root), root)
+    return decompress.by_program(staged.plan_sealed(opened, config, name, root), root, signals)

@@ -237,7 +237,7 @@ def _prove(first: First, paths: tuple[str, ...]) -> Proof:
         menu_paths=paths,
         base_boot_names=kernel.boot_names(first.root),
         default_subvolume=btrfs.default_subvolume(opened.top),
-        decompress=decompress.by_program(first.place, first.root),
+        decompress=decompress.by_program(first.place, first.root, first.work.signals),
         volume_uuid=opened.fsid,
     )
     # no generation is booted, but this is the machine that will boot it

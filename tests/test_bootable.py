@@ -362,6 +362,16 @@ def test_a_menu_file_that_is_damaged_is_as_if_there_were_none(steady: Machine, d
         (steady.volume.top / "state/boot.json").unlink()
 
 
+def test_a_ctrl_c_ends_the_proof_in_the_middle_of_an_image(machine: Machine) -> None:
+    """Base's decompressor sends it, and then waits for ever."""
+    waiting = File(b"#!/bin/sh\nkill -INT $PPID\nexec sleep 1000\n", 0o755)
+    image = bootfiles.initramfs_image(release_of(KERNEL), compression="lz4")
+    machine.publish(Package("lz4", files={"usr/bin/lz4": waiting, "usr/share/image": File(image)}))
+    machine.commit("add", "lz4")
+    said = machine.refused("run", "--", "cp", "/usr/share/image", "/boot/initramfs-lts", status=130)
+    assert "interrupted by SIGINT" in said
+
+
 # ---- zstd --------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import pytest
 from apk_atomic import decompress, initramfs
 from apk_atomic.chroot import RootPlan
 from apk_atomic.decompress import Limits
+from apk_atomic.errors import Interrupted
+from apk_atomic.signals import Signals
 from apk_atomic.unpack import Codec, Damaged, MissingTool, Unpacked
 from tests.support import engine
 from tests.support.bootfiles import initramfs_image, lz4_stored, memory_file, newc
@@ -35,12 +37,12 @@ def program(script: str) -> Iterator[Volume]:
         yield volume
 
 
-def read(volume: Volume, limits: Limits) -> initramfs.Image:
+def read(volume: Volume, limits: Limits, signals: Signals | None = None) -> initramfs.Image:
     plan = RootPlan(volume.device, f"/snapshots/{FIRST}/@", read_only=True)
     root = os.open(volume.tree(), os.O_RDONLY | os.O_DIRECTORY)
     try:
         with memory_file(IMAGE) as fd:
-            return initramfs.read(fd, decompress.by_program(plan, root, limits), limit=64 << 20)
+            return initramfs.read(fd, decompress.by_program(plan, root, signals, limits), limit=64 << 20)
     finally:
         os.close(root)
         assert engine.children() == ""
@@ -56,6 +58,20 @@ def test_it_sees_the_frame_and_cannot_write_to_the_root() -> None:
         read(volume, Limits())
     with memory_file(b"before  " + lz4_stored(newc([])) + b"\0\0\0\0") as fd, pytest.raises(MissingTool):
         list(Unpacked(fd, 8, Codec.LZ4, None))
+
+
+@pytest.mark.parametrize("first", ["", "cat /plain;", "head -c 1000 /plain;"])
+@pytest.mark.parametrize("then", ["exec sleep 1000", "exit 0", "exit 1", "kill -INT $$"])
+def test_a_signal_ends_it_however_the_program_does(first: str, then: str) -> None:
+    """Signals are blocked in a transaction; the program sends one to its parent, and does not end, or just does."""
+    script = f"{first} kill -INT $PPID; {then}"
+    with program(script) as volume, engine.held_signals() as signals, pytest.raises(Interrupted):
+        read(volume, Limits(), signals)
+
+
+def test_with_signals_that_do_not_come_it_is_the_same_image() -> None:
+    with program("cat >/dev/null; exec cat /plain") as volume, engine.held_signals() as signals:
+        assert read(volume, Limits(), signals) == read(volume, Limits())
 
 
 def test_the_base_that_has_none() -> None:

@@ -104,7 +104,7 @@ def _require_bootable(work: Work, menu: Menu) -> None:
     """The proof of what the menu will boot next: nothing asked that of another kernel, nor of another init."""
     known = KnownMenu(menu.paths, init_of(menu.append))
     name = volume.read_slots(work.volume).slots[0]
-    verdict = bootable.prove_sealed(work.volume, work.config, name, known)
+    verdict = bootable.prove_sealed(work.volume, work.config, name, known, signals=work.signals)
     if not verdict.passed:
         shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
         raise CheckFailed(

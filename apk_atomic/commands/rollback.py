@@ -58,7 +58,7 @@ def _objections(work: Work, state: State, target: str) -> list[str]:
     """What speaks against a boot of the target. A menu that nobody knows names what the next generation has in boot/:
     a root without any kernel is none beside one that has one.
     """
-    verdict = bootable.prove_sealed(work.volume, work.config, target)
+    verdict = bootable.prove_sealed(work.volume, work.config, target, signals=work.signals)
     found = [finding.message for finding in verdict.failures]
     if not found and not verdict.kernels and state.find(state.next) and volume.kernel_releases(work.volume, state.next):
         found.append("it holds no kernel")
