@@ -87,7 +87,8 @@ class Nested:
 class Plan:
     """`blockers` are the reasons against it; without any, the rest counts. `template` is the fstab template,
     `commons` are the subvolumes to be filled, `shared` mount points that stay as they are, `swap_size` the bytes of a
-    swap file to be made, 0 for none; `append` and `resume` go into the boot menu."""
+    swap file to be made, 0 for none; `append` and `resume` go into the boot menu. `used` are the subvolumes that the
+    template mounts, but for ours; `whole` where it mounts the top level, from which anything may be used."""
 
     subvolume: str
     blockers: tuple[str, ...]
@@ -104,6 +105,7 @@ class Plan:
     swap_size: int
     nested: tuple[Nested, ...]
     used: tuple[str, ...]
+    whole: tuple[str, ...]
 
     @property
     def at_top(self) -> bool:
@@ -133,6 +135,7 @@ def decide(old: OldSystem, choices: Choices) -> Plan:
         swap_size=max(old.swap_files.values()) if move else 0,
         nested=tuple(_nested(old, converted)),
         used=tuple(sorted(_used(converted.text))),
+        whole=oldfstab.points_of_top(converted.text, old.names),
     )
 
 
@@ -216,18 +219,20 @@ def _nested(old: OldSystem, converted: oldfstab.Converted) -> Iterator[Nested]:
     used = _used(converted.text)
     base = "" if old.subvolume == TOP else old.subvolume
     for path in old.nested:
-        if path not in old.sealed and any(_is_below(f"/{path}", point) for point in points):
-            yield Nested(path, "copied")
-        elif f"{base}/{path}" in used:
+        if any(_is_below(each, f"{base}/{path}") for each in used):
             yield Nested(path, "mounted")
+        elif path not in old.sealed and any(_is_below(f"/{path}", point) for point in points):
+            yield Nested(path, "copied")
         else:
             yield Nested(path, "left")
 
 
 def _used(template: str) -> frozenset[str]:
-    """Subvolumes of the old system, as paths from the top level, that the new one still mounts."""
-    values = (entry.value("subvol") for entry in fstab.parse(template) if entry.fstype == "btrfs")
-    paths = {"/" + value.strip("/") for value in values if value}
+    """Subvolumes of the old system, as paths from the top level, that the new one still mounts.
+
+    A line counts whatever it calls the volume: what it may mount is not to be deleted.
+    """
+    paths = {oldfstab.subvolume_of(entry) for entry in fstab.parse(template)} - {""}
     return frozenset(path for path in paths if path != "/" and path.split("/")[1] not in ("commons", fstab.PLACEHOLDER))
 
 

@@ -15,11 +15,12 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What the new system does not use: `removable` may be deleted once that has proved itself, by `commands`;
-    `never` are the names at the top level that must stay."""
+    """What the new system does not use: `removable` may be deleted once that has proved itself, by `commands`, when
+    the steps of `first` are done; `never` are the names at the top level that must stay."""
 
     removable: tuple[str, ...]
     never: tuple[str, ...]
+    first: tuple[str, ...]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -82,42 +83,75 @@ def document(plan: Plan, choices: Choices) -> dict[str, object]:
 # ---- afterwards ------------------------------------------------------------------------------------------
 
 
-def stays_behind(plan: Plan, device: str, top_names: tuple[str, ...]) -> Behind:
-    """The report for after the finish; `top_names` is what lies at the top level."""
+def stays_behind(plan: Plan, device: str, top_names: tuple[str, ...], order: str) -> Behind:
+    """The report for after the finish; `top_names` is what lies at the top level, `order` the boot order that begins
+    with the new loader, "" where firmware has no entry for it.
+
+    A name that is or holds a subvolume is never removable: `rm` would take what is nowhere else.
+    """
     own = "" if plan.at_top else plan.subvolume.split("/")[1]
     used = sorted({path.split("/")[1] for path in plan.used} - {own})
     never = tuple(dict.fromkeys((*LAYOUT, *used)))
-    mount = f"mount -o subvolid=5 {device} /mnt"
-    if not plan.at_top:
-        delete = f"btrfs subvolume delete {shlex.quote(f'/mnt{plan.subvolume}')}"
-        return Behind((plan.subvolume.strip("/"),), never, (mount, delete), tuple(_notes(plan)))
-    removable = tuple(name for name in top_names if name not in never)
-    delete = f"cd /mnt && rm -rf {shlex.join(removable)}"
-    return Behind(removable, never, (mount, delete), tuple(_notes(plan)))
+    if plan.at_top:
+        holding = {each.path.split("/")[0] for each in plan.nested}
+        removable = tuple(name for name in top_names if name not in (*never, *holding))
+        delete = f"cd /mnt && rm -rf -- {shlex.join(removable)}"
+    else:
+        removable = () if plan.nested else (plan.subvolume.strip("/"),)
+        delete = f"btrfs subvolume delete {shlex.quote(f'/mnt{plan.subvolume}')}"  # refused while one is in it
+    commands = (f"mount -o subvolid=5 {device} /mnt", delete)
+    return Behind(removable, never, tuple(_first(plan, order)), commands, tuple(_notes(plan)))
+
+
+def _first(plan: Plan, order: str) -> Iterator[str]:
+    """What has to be done before anything of the old system is deleted."""
+    if order:
+        yield f"make the new loader the default: efibootmgr --bootorder {order}"
+    else:
+        yield (
+            "wait until the firmware starts the new loader by itself, which it does not yet: in the new system, "
+            "apk-atomic boot-config --install has to end without a warning; if it says that a file of EFI/BOOT is not "
+            "ours, that is the old loader's: move it to another directory of the ESP, and run it again"
+        )
+    yield from _subvolumes_first(plan)
+    for place in plan.whole:
+        yield f"look at what is used through {place}, where the new system mounts the whole volume: it has to stay"
+    if plan.at_top:
+        yield "see that no subvolume has come into what is deleted: btrfs subvolume list /mnt"
+
+
+def _subvolumes_first(plan: Plan) -> Iterator[str]:
+    paths = {fate: ", ".join(f"/{each.path}" for each in plan.nested if each.fate == fate) for fate in _FATES}
+    if paths["left"]:
+        yield (
+            "move these subvolumes of the old root elsewhere, or delete them yourself; "
+            f"they are empty in the new system, and their contents are nowhere else: {paths['left']}"
+        )
+    if paths["mounted"]:
+        more = "" if plan.at_top else "; move them out of the old root, and change their lines of the fstab template"
+        yield f"the new system mounts these subvolumes of the old root, so keep them: {paths['mounted']}{more}"
+    if paths["copied"]:
+        yield f"delete these subvolumes of the old root yourself, which were copied with a common: {paths['copied']}"
 
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield (
         "the old loader stays on the ESP, and in the firmware's list, until you remove it: "
-        "efibootmgr --bootnum NUMBER --delete-bootnum"
+        "efibootmgr --bootnum NUMBER --delete-bootnum, and its directory of EFI/, which is not EFI/apk-atomic"
     )
     if plan.separate:
         yield f"the old /boot ({plan.separate.device}) is not used any more: kernels are in the generations"
     for path in plan.swap_files:
         more = f"{SWAP_POINT}/swapfile takes its place" if plan.swap_size else "the new system has none"
         yield f"swap file {path} stays behind; {more}"
-    left = [f"/{each.path}" for each in plan.nested if each.fate == "left"]
-    if left:
-        yield f"empty in the new system, with their contents in the old one: {', '.join(left)}"
-    mounted = [f"/{each.path}" for each in plan.nested if each.fate == "mounted"]
-    if mounted:
-        yield f"subvolumes of the old root that the new system mounts, so keep them: {', '.join(mounted)}"
 
 
 def tell_behind(behind: Behind) -> Iterator[str]:
     """The report in lines."""
     yield from behind.notes
-    yield "the old system is as it was; once the new one has proved itself, delete it, from the new one, with:"
+    yield "the old system is as it was; once the new one has proved itself, it may be deleted, from the new one. First:"
+    yield from (f"  {number}. {step}" for number, step in enumerate(behind.first, 1))
+    yield "then, and not before:"
     yield from (f"    {command}" for command in behind.commands)
     yield f"but never delete {', '.join(behind.never)}"
 
@@ -126,6 +160,7 @@ def behind_document(behind: Behind) -> dict[str, object]:
     return {
         "removable": list(behind.removable),
         "never": list(behind.never),
+        "first": list(behind.first),
         "commands": list(behind.commands),
         "notes": list(behind.notes),
     }

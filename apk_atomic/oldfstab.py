@@ -105,6 +105,25 @@ def convert(text: str, volume: Volume, wanted: Sequence[str], *, swap: bool) -> 
     )  # fmt: skip
 
 
+def is_btrfs(entry: Entry) -> bool:
+    """Whether the line mounts a btrfs, also where its options alone tell."""
+    types = entry.fstype.split(",")
+    return "btrfs" in types or ("auto" in types and any(each.startswith("subvol") for each in entry.options))
+
+
+def subvolume_of(entry: Entry) -> str:
+    """The path from the top level that subvol= means, "" without it."""
+    named = entry.value("subvol")
+    return posixpath.normpath(f"/{named.lstrip('/')}") if named else ""
+
+
+def points_of_top(text: str, names: frozenset[str]) -> tuple[str, ...]:
+    """Where the lines mount the top level of the volume that `names` mean; not where they name its root."""
+    ours = (entry for entry in fstab.parse(text) if entry.device in names and entry.mountpoint.startswith("/"))
+    wanted = (entry for entry in ours if entry.fstype != "swap" and _normal(entry.mountpoint) != "/")
+    return tuple(entry.mountpoint for entry in wanted if subvolume_of(entry) in ("", "/"))
+
+
 def line_of(entry: Entry) -> str:
     """The entry as a line, blanks in it escaped."""
     words = (entry.device, entry.mountpoint, entry.fstype, ",".join(entry.options) or "defaults")
@@ -142,7 +161,7 @@ def _take(draft: _Draft, line: str, entry: Entry | None, volume: Volume) -> None
     else:
         draft.points.add(_normal(entry.mountpoint))
         draft.esp_seen |= _normal(entry.mountpoint) in _ESP_POINTS
-        ours = entry.fstype == "btrfs" and entry.device in volume.names
+        ours = is_btrfs(entry) and entry.device in volume.names
         draft.rest.append(_of_volume(draft, line, entry) if ours else line)
 
 

@@ -91,7 +91,7 @@ def look(opened: Volume, subvolume: str, wanted_esp: str, signals: Signals, *, o
             secure_boot=_secure_boot(),
             machine_known=_machine_known(),
             fstab=text,
-            names=frozenset(e.device for e in fstab.parse(text) if e.fstype == "btrfs" and is_volume(opened, e.device)),
+            names=_names(opened, text),
             mounted=frozenset(mount.point for mount in table),
             swap_files=swaps,
             swapping=frozenset(swaps) & set(swapping()),
@@ -107,6 +107,11 @@ def look(opened: Volume, subvolume: str, wanted_esp: str, signals: Signals, *, o
         )
     finally:
         os.close(root)
+
+
+def _names(opened: Volume, text: str) -> frozenset[str]:
+    lines = filter(oldfstab.is_btrfs, fstab.parse(text))
+    return frozenset(entry.device for entry in lines if is_volume(opened, entry.device))
 
 
 def lasting_name(place: str) -> str:

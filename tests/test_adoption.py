@@ -253,6 +253,10 @@ def test_words_that_were_asked_for() -> None:
         ("/", "home/.snapshots/1", "", "left"),
         ("/", "var/lib/docker/btrfs/subvolumes/abc", "", "left"),
         ("/", "@data", "LABEL=ROOT /data btrfs subvol=@data 0 0", "mounted"),
+        ("/", "data", "LABEL=ROOT /data auto defaults,subvol=data 0 0", "mounted"),
+        ("/", "data", "/dev/disk/by-label/ROOT /data btrfs subvol=./data/ 0 0", "mounted"),
+        ("/", "data", "LABEL=ROOT /data btrfs subvol=//data/inside 0 0", "mounted"),
+        ("/", "home/alice", "LABEL=ROOT /home/alice btrfs subvol=home/alice 0 0", "mounted"),
         ("/@", "srv", "LABEL=ROOT /srv btrfs subvol=/@/srv 0 0", "mounted"),
         ("/@", "srv", "LABEL=ROOT /srv btrfs subvol=/srv 0 0", "left"),
     ],
@@ -268,20 +272,67 @@ def test_subvolumes_in_the_old_root(subvolume: str, path: str, line: str, fate: 
 NEVER = ("commons", "current", "fstab", "links", "next", "snapshots", "staging", "state")
 
 
+def behind(found: Plan, *names: str, order: str = "0001") -> adoptreport.Behind:
+    return adoptreport.stays_behind(found, "/dev/vda2", names, order)
+
+
 def test_an_old_root_at_the_top_level() -> None:
     found = plan(fstab=f"{ROOT}\nLABEL=ROOT /data btrfs subvol=@data 0 0\n")
-    names = tuple(sorted((*NEVER, "bin", "my files", "@data", "usr")))
-    behind = adoptreport.stays_behind(found, "/dev/vda2", names)
-    assert behind.never == (*NEVER, "@data")
-    assert behind.removable == ("bin", "my files", "usr")
-    assert behind.commands == ("mount -o subvolid=5 /dev/vda2 /mnt", "cd /mnt && rm -rf bin 'my files' usr")
+    said = behind(found, *sorted((*NEVER, "bin", "my files", "@data", "usr")))
+    assert said.never == (*NEVER, "@data")
+    assert said.removable == ("bin", "my files", "usr")
+    assert said.commands == ("mount -o subvolid=5 /dev/vda2 /mnt", "cd /mnt && rm -rf -- bin 'my files' usr")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "LABEL=ROOT /home auto defaults,subvol=home 0 0",
+        "LABEL=ROOT /home btrfs subvol=./home 0 0",
+        "LABEL=ROOT /home btrfs subvol=//home/./user/.. 0 0",
+        "LABEL=ROOT /home btrfs,ext4 subvol=home/deep 0 0",
+        "PARTUUID=5 /home auto subvol=/home 0 0",
+    ],
+)
+def test_what_the_new_system_mounts_is_not_to_be_deleted(line: str) -> None:
+    said = behind(plan(fstab=f"{ROOT}\n{line}\n"), "bin", "home")
+    assert (said.removable, "home" in said.never) == (("bin",), True)
+
+
+@pytest.mark.parametrize("path", ["data", "srv/data", "home/alice", ".snapshots/1/snapshot"])
+def test_what_holds_a_subvolume_is_not_to_be_deleted(path: str) -> None:
+    said = behind(plan(nested=(path,)), "bin", path.split("/")[0])
+    assert said.removable == ("bin",)
+    assert any(f"/{path}" in step for step in said.first)
 
 
 def test_an_old_root_in_a_subvolume() -> None:
     found = plan(subvolume="/@", fstab=f"{ROOT}\nLABEL=ROOT /data btrfs subvol=@data 0 0\n")
-    behind = adoptreport.stays_behind(found, "/dev/vda2", (*NEVER, "@", "@data"))
-    assert (behind.removable, behind.never) == (("@",), (*NEVER, "@data"))
-    assert behind.commands[1] == "btrfs subvolume delete /mnt/@"
+    said = behind(found, *NEVER, "@", "@data")
+    assert (said.removable, said.never) == (("@",), (*NEVER, "@data"))
+    assert said.commands[1] == "btrfs subvolume delete /mnt/@"
+    assert behind(plan(subvolume="/@", nested=("data",)), "@").removable == ()
+
+
+def test_what_comes_before_any_deletion() -> None:
+    lines = "LABEL=ROOT /srv btrfs subvol=srv 0 0\nLABEL=ROOT /all btrfs rw 0 0\nUUID=9 /other btrfs rw 0 0\n"
+    found = plan(nested=("docker", "srv", "home/alice"), fstab=f"{ROOT}\n{lines}")
+    steps = behind(found, order="0003,0001").first
+    for step, words in zip(
+        steps,
+        ("efibootmgr --bootorder 0003,0001", "nowhere else: /docker", "keep them: /srv", "/home/alice", "through /all",
+         "btrfs subvolume list"),
+        strict=True,
+    ):  # fmt: skip
+        assert words in step
+    assert found.whole == ("/all",)
+
+
+def test_without_an_entry_of_the_firmware_deletion_has_to_wait() -> None:
+    said = behind(plan(), "bin", order="")
+    assert "boot-config --install has to end without a warning" in said.first[0]
+    text = "\n".join(adoptreport.tell_behind(said))
+    assert text.index("boot-config --install") < text.index("not before:") < text.index("rm -rf")
 
 
 def test_what_else_stays_behind() -> None:
@@ -289,10 +340,10 @@ def test_what_else_stays_behind() -> None:
         replace(CHOICES, swap="move"), swap_files={"/swapfile": 1}, nested=("var/lib/docker/x", "srv"),
         fstab=f"{ROOT}\nUUID=b /boot ext4 rw 0 2\nLABEL=ROOT /srv btrfs subvol=/srv 0 0\n",
     )  # fmt: skip
-    text = "\n".join(adoptreport.tell_behind(adoptreport.stays_behind(found, "/dev/vda2", ())))
+    text = "\n".join(adoptreport.tell_behind(behind(found)))
     for words in ("the old /boot (UUID=b)", "/swap/swapfile takes its place", "/var/lib/docker/x", "keep them: /srv"):
         assert words in text
-    assert "srv" in adoptreport.stays_behind(found, "/dev/vda2", ()).never
+    assert "srv" in behind(found).never
 
 
 def test_the_plan_for_people_and_programs() -> None:

@@ -116,7 +116,7 @@ def _answer_plan(context: Context, job: Job, asked: Namespace, plan: Plan, choic
 
 def _finish(context: Context, job: Job, asked: Namespace) -> int:
     done = takeover.finish(job)
-    behind = adoptreport.stays_behind(done.plan, job.located.device, done.top_names)
+    behind = adoptreport.stays_behind(done.plan, job.located.device, done.top_names, done.order)
     for warning in (*done.plan.warnings, *done.warnings):
         context.console.warn(warning)
     if asked.json:

@@ -370,6 +370,65 @@ def test_subvolumes_in_the_old_root(old: OldSystem) -> None:
     guest.run(["apk-atomic", "prove"], check=True)
 
 
+# ---- the old system is deleted ---------------------------------------------------------------------------
+
+
+def delete_old(old: OldSystem, said: Result) -> subprocess.CompletedProcess[str]:
+    """What the report says, while the new system runs: that mounts the volume; it has no btrfs-progs, the host does."""
+    mount, delete = (line.strip() for line in said.stdout.splitlines() if line.startswith("    "))
+    guest = old.boot_new()
+    guest.run(["mkdir", "/tmp/mnt"], check=True)
+    guest.run(["sh", "-c", f"{mount} && umount /mnt".replace("/mnt", "/tmp/mnt")], check=True)
+    command = delete.replace("/mnt", str(old.top))
+    return subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
+
+
+def test_deleting_an_old_root_leaves_what_is_nowhere_else(top: OldSystem) -> None:
+    """A /home of its own, however its line is written; subvolumes that no line names; snapshots."""
+    shutil.move(top.root / "home", top.root / "old-home")
+    for path in ("home", "data", "backup", "srv/pool"):
+        btrfsctl.create_subvolume(top.root / path)
+        (top.root / path / "file").write_text(path)
+    btrfsctl.create_subvolume(top.root / "old-home/alice")
+    top.write_fstab(
+        f"UUID={top.fsid} /home auto defaults,subvol=home 0 0",
+        f"UUID={top.fsid} /data btrfs defaults,subvol=./data 0 0",
+    )
+    top.boot()
+    plan = json.loads(done(top.adopt("--json", *ADOPT)).stdout)
+    assert plan["nested"] == {
+        "backup": "left", "data": "mounted", "home": "mounted", "old-home/alice": "left", "srv/pool": "left"
+    }  # fmt: skip
+    said = done(top.adopt("--finish"))
+    assert "1. wait until the firmware starts the new loader by itself" in said.stdout
+    assert "their contents are nowhere else: /backup, /old-home/alice, /srv/pool" in said.stdout
+    assert delete_old(top, said).returncode == 0
+    assert {"home", "data", "backup", "srv", "old-home"} == set(os.listdir(top.top)) - LAYOUT
+    assert all((top.top / path / "file").read_text() == path for path in ("home", "data", "backup", "srv/pool"))
+    guest = top.boot_new()  # which mounts the lines for btrfs, as long as they say so
+    guest.run(["mount", "-t", "btrfs", "-o", "subvol=home", top.device, "/home"], check=True)
+    assert guest.run(["cat", "/home/file", "/data/file"], check=True).stdout == "homedata"
+    guest.run(["apk-atomic", "prove"], check=True)
+
+
+def test_a_subvolume_with_others_in_it_is_not_deleted() -> None:
+    with old_system("/@") as old:
+        btrfsctl.create_subvolume(old.root / "data")
+        (old.root / "data/file").write_text("mine")
+        old.boot()
+        done(old.adopt(*ADOPT))
+        report = done(old.adopt("--finish", "--json"))
+        assert json.loads(report.stdout)["behind"]["removable"] == []
+        said = done(old.adopt("--finish"))
+        assert "their contents are nowhere else: /data" in said.stdout
+        assert delete_old(old, said).returncode != 0
+        assert (old.top / "@/data/file").read_text() == "mine"
+        os.rename(old.top / "@/data", old.top / "data")
+        assert delete_old(old, said).returncode == 0
+        assert {"data"} == set(os.listdir(old.top)) - LAYOUT
+        assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
+
+
 def test_an_initramfs_without_btrfs_is_made_anew(top: OldSystem) -> None:
     config = top.root / "etc/mkinitfs/mkinitfs.conf"
     config.write_text('features="ata base ext4"\n')
