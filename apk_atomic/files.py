@@ -324,7 +324,10 @@ def _open_parent(dirfd: int, path: str) -> tuple[int, str]:
 
 
 def _encoded(path: str) -> bytes:
-    encoded = os.fsencode(path)
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as failure:  # half a surrogate pair, as JSON may hold: no file is called so
+        raise error(errno.EINVAL, path) from failure
     if b"\0" in encoded:
         raise error(errno.EINVAL, path)
     return encoded

@@ -372,6 +372,20 @@ def test_a_ctrl_c_ends_the_proof_in_the_middle_of_an_image(machine: Machine) -> 
     assert "interrupted by SIGINT" in said
 
 
+@pytest.mark.parametrize("menu", [{"paths": ["boot/\ud800"]}, {"paths": ["boot/\0"]},
+                                  {"paths": ["boot/vmlinuz-lts"], "append": "init=/\ud800"}])  # fmt: skip
+def test_a_menu_that_names_what_no_file_can_be_called(steady: Machine, menu: dict[str, Any]) -> None:
+    """It is missing, then: nothing would boot."""
+    (steady.volume.top / "state").mkdir(exist_ok=True)
+    (steady.volume.top / "state/boot.json").write_text(json.dumps(menu))
+    try:
+        steady.refused("run", "--", "touch", "/usr/x", status=104)
+        done = steady.guest.run(["apk-atomic", "prove"])
+        assert (done.status, "Traceback" in done.stderr) == (104, False), done.stdout + done.stderr
+    finally:
+        (steady.volume.top / "state/boot.json").unlink()
+
+
 # ---- zstd --------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,7 @@ def test_open_beneath_takes_a_path_descriptor_and_ignores_a_mode_without_create(
         ("missing", errno.ENOENT),
         ("etc/name/more", errno.ENOTDIR),
         ("etc\0/name", errno.EINVAL),
+        ("etc/\ud800", errno.EINVAL),
     ],
 )
 def test_open_beneath_refuses(root: Path, fd: int, path: str, code: int) -> None:
