@@ -74,14 +74,21 @@ def boot_names(root: int) -> tuple[str, ...]:
     return tuple(f"boot/{name}" for name in kernel.boot_names(root))
 
 
-def known_menu(opened: Volume) -> KnownMenu:
-    """What `state/boot.json` says; nothing where there is no usable one."""
+def menu_document(opened: Volume) -> dict[str, object] | None:
+    """The object in `state/boot.json`; None where there is none that names paths."""
     try:
         found = json.loads(files.read_file(opened.top, MENU, _MENU_LIMIT))
-        paths = tuple(str(path) for path in found["paths"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("paths"), list) else None
+
+
+def known_menu(opened: Volume) -> KnownMenu:
+    """What `state/boot.json` says; nothing where there is no usable one."""
+    found = menu_document(opened)
+    if found is None or not isinstance(found["paths"], list):
         return KnownMenu()
-    return KnownMenu(paths, init_of(str(found.get("append", ""))))
+    return KnownMenu(tuple(map(str, found["paths"])), init_of(str(found.get("append", ""))))
 
 
 def init_of(words: str) -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apk_atomic import bootmenu, files, kernel, loaders, nvram, volume
+from apk_atomic import bootable, bootmenu, files, kernel, loaders, nvram, volume
 from apk_atomic.bootable import MENU
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.config import Config
@@ -43,10 +43,12 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """`written` are the files of the ESP that changed; `warnings` say what is not as one might expect."""
+    """`written` are the files of the ESP that changed; `warnings` say what is not as one might expect; `fallback`: the
+    disk's fallback path starts our loader."""
 
     written: tuple[str, ...]
     warnings: tuple[str, ...]
+    fallback: bool = False
 
 
 # ---- the values ------------------------------------------------------------------------------------------
@@ -158,15 +160,27 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: 
 
     `fallback`: at the disk's fallback path, too, unless another system's loader is there.
 
-    While both menus may be the one that boots, state/boot.json names the paths of both, so that no transaction takes
-    away what either needs.
+    While another menu may be the one that boots, state/boot.json names what that needs as well, so that no transaction
+    takes it away: the paths of the menu before, and where nobody knows it, all that boot/ of slot 0 holds. So it stays
+    where firmware is not known to start our loader: see `confirm`.
     """
-    old = read_menu(work.volume)
-    both = dict.fromkeys((*menu.paths, *(old.paths if old else ())))
-    _write_state(work.volume, {**bootmenu.document(menu), "paths": list(both)})
-    result = put(esp, loader, bootmenu.render(menu), fallback=fallback)
-    _write_state(work.volume, bootmenu.document(menu))
+    before = bootable.menu_document(work.volume)
+    kept = tuple(dict.fromkeys((*menu.paths, *_kept(work.volume))))
+    _write_state(work.volume, {**bootmenu.document(menu), "paths": list(kept)})
+    try:
+        result = put(esp, loader, bootmenu.render(menu), fallback=fallback)
+    except BaseException:
+        _put_back(work.volume, before, kept)
+        raise
+    if result.fallback:
+        _write_state(work.volume, bootmenu.document(menu))
     return result
+
+
+def confirm(work: Work, device: str, loader: LoaderFiles, menu: Menu) -> None:
+    """Only what the menu names has to stay from now on, if firmware has an entry for our loader on the ESP `device`."""
+    if nvram.has_entry(device, f"{DIRECTORY}/{loader.program}", work.signals):
+        _write_state(work.volume, bootmenu.document(menu))
 
 
 def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True) -> Installed:
@@ -183,11 +197,12 @@ def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True) -> I
     foreign = [f"{_FALLBACK}/{name}" for name, _ in copy if not _may_replace(esp, name)]
     if foreign:
         text = f"{foreign[0]} is not ours and was left alone: firmware needs an entry to start apk-atomic's loader"
+        text += ", and until it has one, all that boot/ holds now has to stay"
         return Installed(tuple(written), (text,))
     _mark(esp, copy)
     written += [f"{_FALLBACK}/{name}" for name, data in _ordered(esp, _FALLBACK, program, copy)
                 if _replace(esp, f"{_FALLBACK}/{name}", data)]  # fmt: skip
-    return Installed(tuple(written), ())
+    return Installed(tuple(written), (), fallback=True)
 
 
 def _ordered(esp: Esp, directory: str, program: str, pairs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
@@ -225,6 +240,27 @@ def _marks(esp: Esp) -> frozenset[str]:
 
 def _line(name: str, data: bytes) -> str:
     return f"{hashlib.sha256(data).hexdigest()}  {name}"
+
+
+def _kept(opened: Volume) -> tuple[str, ...]:
+    """What the menu that boots now may need."""
+    known = bootable.menu_paths(opened)
+    if known is not None:
+        return known
+    root = volume.open_root(opened, volume.read_slots(opened).slots[0])
+    try:
+        return bootable.boot_names(root)
+    finally:
+        os.close(root)
+
+
+def _put_back(opened: Volume, before: dict[str, object] | None, kept: tuple[str, ...]) -> None:
+    """state/boot.json as it was; but the ESP may have the new menu already, so the paths of both stay in it."""
+    if before is not None:
+        _write_state(opened, {**before, "paths": list(kept)})
+        return
+    os.unlink(MENU, dir_fd=opened.top)
+    files.fsync_dir(opened.top, os.path.dirname(MENU))
 
 
 def _write_state(opened: Volume, document: dict[str, object]) -> None:

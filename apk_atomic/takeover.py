@@ -301,6 +301,7 @@ def _install_menu(
         warnings = (*warnings, *done.warnings)
         if choices.nvram:
             warnings += bootinstall.register(device, loader, work.signals, first=False)
+            bootinstall.confirm(work, device, loader, menu)
     except Interrupted:
         raise
     except (AtomicError, OSError) as error:

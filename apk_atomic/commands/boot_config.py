@@ -91,6 +91,8 @@ def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
         said = [*warnings, *done.warnings]
         said += [] if is_fat else [f"{place} is not on a FAT file system, which firmware could read"]
         said += () if asked.no_nvram else bootinstall.register(device, found, work.signals)
+        if not done.fallback:
+            bootinstall.confirm(work, device, found, menu)
     for warning in said:
         context.console.warn(warning)
     if asked.json:

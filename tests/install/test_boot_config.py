@@ -117,6 +117,51 @@ def test_a_cut_between_two_menus_keeps_the_paths_of_both(volume: Volume, esp: Pa
     }  # fmt: skip
 
 
+def with_two_kernels(volume: Volume) -> Guest:
+    volume.repo.publish(kernel_package(KERNEL, "virt"))
+    guest = volume.boot()
+    ours(guest, "add", "linux-virt")
+    return guest
+
+
+def test_an_installation_that_failed_leaves_nothing_behind(volume: Volume, esp: Path) -> None:
+    """The menu that boots was made by hand, and may name any kernel."""
+    guest = with_two_kernels(volume)
+    (esp / "EFI").write_text("a file")
+    ours(guest, *INSTALL, "--kernel", "lts", "--append", "quiet", status=104)
+    assert not list((volume.top / "state").iterdir())
+    assert "boot/vmlinuz-virt is gone" in ours(guest, "del", "linux-virt", status=104)
+    (esp / "EFI").unlink()
+    ours(guest, *INSTALL)
+    menu = bootmenu.from_document(state(volume))
+    assert menu is not None and (menu.append, menu.paths) == ("", ("boot/vmlinuz-lts", "boot/initramfs-lts"))
+    ours(guest, "del", "linux-virt")
+
+
+def test_an_installation_that_failed_changes_no_value_of_the_menu(volume: Volume, esp: Path) -> None:
+    guest = volume.boot()
+    ours(guest, *INSTALL, "--append", "quiet", "--timeout", "3")
+    before = state(volume)
+    (esp / loaders.DIRECTORY / "refind.conf").unlink()
+    (esp / loaders.DIRECTORY / "refind.conf").mkdir()
+    ours(guest, *INSTALL, "--append", "loud", "--timeout", "9", status=104)
+    assert state(volume) == before
+
+
+def test_beside_a_loader_that_boots_by_its_own_menu(volume: Volume, esp: Path) -> None:
+    """Nothing says that the firmware will ever start ours, so what the other may name has to stay."""
+    guest = with_two_kernels(volume)
+    (esp / FALLBACK).parent.mkdir(parents=True)
+    (esp / FALLBACK).write_text("another system's")
+    for _ in range(2):
+        assert "all that boot/ holds now has to stay" in ours(guest, *INSTALL, "--kernel", "lts")
+        assert "boot/vmlinuz-virt is gone" in ours(guest, "del", "linux-virt", status=104)
+    (esp / FALLBACK).unlink()
+    ours(guest, *INSTALL)
+    assert state(volume)["paths"] == ["boot/vmlinuz-lts", "boot/initramfs-lts"]
+    ours(guest, "del", "linux-virt")
+
+
 def test_a_menu_that_could_not_boot_what_it_names_is_refused(volume: Volume, esp: Path) -> None:
     """Damage to a kernel that the menu does not name is but a warning, until it shall name it."""
     volume.repo.publish(kernel_package(KERNEL, "virt"), Package("hello", files={"usr/hello": File(b"x")}))
