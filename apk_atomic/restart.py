@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from apk_atomic import machine, process, volume
-from apk_atomic.errors import AtomicError, Locked
+from apk_atomic.errors import CannotRun, Locked, Refused
 from apk_atomic.model import State
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
@@ -56,16 +56,30 @@ def _is_due(state: State) -> bool:
 
 
 def _restart(run: Run, tell: Callable[[Event], None]) -> Event:
+    """Whoever is told may take his time: nobody waits for him at the volume's lock."""
+    nothing = Event("skipped", "nothing waits for a reboot any more")
     try:
         with run.context.locked(signals=run.signals) as work:
             state = volume.read_slots(work.volume)
-            if not _is_due(state):
-                return Event("skipped", "nothing waits for a reboot any more")
-            event = Event("reboot", f"rebooting into generation {state.next}", generation=state.next, loud=True)
-            tell(event)
-            done = process.run([COMMAND], run.signals)
+        if not _is_due(state):
+            return nothing
+        event = Event("reboot", f"rebooting into generation {state.next}", generation=state.next, loud=True)
+        tell(event)
+        with run.context.locked(signals=run.signals) as work:
+            if volume.read_slots(work.volume) != state:
+                return nothing
+            run.signals.check()
+            run.signals.settle()
+            _ask(run)
     except Locked:
         return Event("skipped", "a transaction is at work")
-    if done.status:
-        raise AtomicError(f"{COMMAND} ended with exit status {done.status}: {done.output.strip()}")
     return event
+
+
+def _ask(run: Run) -> None:
+    try:
+        done = process.run([COMMAND], run.signals)
+    except CannotRun as error:
+        raise Refused(f"no reboot: {error.message}") from error
+    if done.status:
+        raise Refused(f"no reboot: {COMMAND} ended with exit status {done.status}: {done.output.strip()}")

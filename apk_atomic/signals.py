@@ -89,6 +89,10 @@ class Signals:
         """It is decided how this ends: signals wait, and what still has to run (hooks) runs to its end."""
         self._settled = True
 
+    def unsettle(self) -> None:
+        """That has ended, and what begins now may be given up again: also for a signal that has waited."""
+        self._settled = False
+
     def restore_for_exec(self) -> None:
         """In a child about to exec: the mask we were started with, and the dispositions Python changed."""
         for number in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -87,11 +87,11 @@ def _run(this: Run, wishes: Wishes, why: str) -> int:
                 console.note(f"apk said:\n{said}")
         _tell(this, event)
         if not wishes.dry_run and event.status != NotDurable.exit_code:
-            rebooted = _rebooted(this)
+            rebooted = _rebooted(this, event)
     finally:
         os.close(this.output)
     _answer(this.context, this.config, wishes, event, rebooted)
-    return event.status or (rebooted.status if rebooted else 0)
+    return event.status or (rebooted.status if rebooted and not event.generation else 0)
 
 
 def _upgraded(this: Run) -> tuple[Event, str]:
@@ -107,13 +107,22 @@ def _upgraded(this: Run) -> tuple[Event, str]:
     return Event("failed", failure.message, status=failure.exit_code, loud=True), failure.hint
 
 
-def _rebooted(this: Run) -> Event:
+def _rebooted(this: Run, before: Event) -> Event:
+    """The event, also that of a failure. Raises Interrupted only where nothing that counts was done `before`."""
+    this.signals.unsettle()
     try:
         return restart.consider(this, lambda each: _tell(this, each))
-    except Interrupted:
-        raise
+    except Interrupted as error:
+        if not (before.generation or before.status):
+            raise
+        event = Event("skipped", f"{error.message.partition(';')[0]}; no reboot")
+        this.context.console.note(event.message)
+        return event
     except AtomicError as error:
-        event = Event("failed", error.message, status=error.exit_code, loud=True)
+        failure = error
+    finally:
+        this.signals.settle()
+    event = Event("failed", failure.message, status=failure.exit_code, loud=True)
     this.context.console.error(event.message)
     _tell(this, event)
     return event

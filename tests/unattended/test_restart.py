@@ -6,6 +6,7 @@ who is logged in on this machine must not decide.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from apk_atomic import machine
 from apk_atomic.schedule import Session
 from apk_atomic.unattended import SEEN
 from tests.support.world import Result
-from tests.unattended.house import QUARTERLY, House
+from tests.unattended.house import CONFIG, QUARTERLY, House
 
 ALWAYS = ["00:00-24:00"]
 # A user's session: sleeps on a terminal of its own, and writes down what appears there.
@@ -151,7 +152,82 @@ def test_reboot_that_fails_is_said(house: House) -> None:
     no.write_text("#!/bin/sh\necho no power\nexit 3\n")
     no.chmod(0o755)
     result = alone(house, QUARTERLY, before="mount --bind /tmp/no /sbin/reboot")
-    assert result.status != 0 and "/sbin/reboot ended with exit status 3: no power" in result.stderr
+    assert result.status == 106 and "no reboot: /sbin/reboot ended with exit status 3: no power" in result.stderr
+    no.write_text("#!/nowhere\n")
+    result = alone(house, QUARTERLY, before="mount --bind /tmp/no /sbin/reboot")
+    assert result.status == 106 and "no reboot: cannot run /sbin/reboot" in result.stderr
+
+
+NOTES = "/var/log/notes"
+
+
+def listener(house: House, script: str) -> str:
+    """The shell lines that put an executable into notify.d; the machine reboots as soon as it may."""
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=60)
+    listener_ = Path(house.guest.root, "tmp/listener")
+    listener_.write_text(f"#!/bin/sh\n{script}\n")
+    listener_.chmod(0o755)
+    directory = f"{os.path.dirname(CONFIG)}/hooks.d/notify.d"
+    return f"""
+        mount -t tmpfs tmpfs /{os.path.dirname(CONFIG)}
+        cp /tmp/auto.toml /{CONFIG}
+        mkdir -p /{directory}
+        cp /tmp/listener /{directory}/tell"""
+
+
+def test_reboot_that_fails_after_the_upgrade(house: House) -> None:
+    """The new generation is next, so the run did not fail; but it is said, and everybody is told."""
+    listen = listener(house, f'echo "$APK_ATOMIC_OUTCOME $1" >>{NOTES}')
+    no = Path(house.guest.root, "tmp/no")
+    no.write_text("#!/bin/sh\nexit 3\n")
+    no.chmod(0o755)
+    house.release("hello", "2.0-r0")
+    result = alone(house, "apk-atomic", "auto", before=f"mount --bind /tmp/no /sbin/reboot; {listen}")
+    assert (result.status, house.content("hello")) == (0, "2.0-r0"), result
+    assert "no reboot: /sbin/reboot ended with exit status 3" in result.stderr
+    told = house.trial.flag("notes").read_text().splitlines()
+    assert [line.split()[0] for line in told] == ["committed", "reboot", "failed"]
+
+
+def signalled(words: str, when: str) -> list[str]:
+    """The command gets SIGTERM as soon as `when` is true; its status is said."""
+    wait = f"while ! {when}; do sleep 0.01; done 2>/dev/null"
+    return ["sh", "-c", f"{words} & {wait}; kill -TERM $!; wait $!; echo status $?"]
+
+
+WARNED = "grep -q reboots /var/log/terminal"
+
+
+def test_signal_during_the_warning_after_the_upgrade(house: House) -> None:
+    """There is no reboot; the new generation stays, so the run did not fail."""
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=60)
+    house.release("hello", "2.0-r0")
+    result = alone(house, *signalled("apk-atomic auto", WARNED), login=("1000", "editor"))
+    assert (result.stdout, house.content("hello"), reboots(house)) == ("status 0\n", "2.0-r0", 0), result
+    assert "is next: upgraded hello" in result.stderr and "interrupted by SIGTERM; no reboot" in result.stderr
+    house.trial.flag("terminal").unlink()
+    house.trial.flag("logged-in").unlink()
+    result = alone(house, *signalled("apk-atomic auto --reboot", WARNED), login=("1000", "editor"))
+    assert (result.stdout, reboots(house)) == ("status 143\n", 0)
+
+
+def test_signal_while_the_upgrade_is_told(house: House) -> None:
+    """It is not lost: what is told is told to its end, and then there is no reboot."""
+    listen = listener(house, f'touch /var/log/ready; sleep 1; echo "$APK_ATOMIC_OUTCOME" >>{NOTES}')
+    house.release("hello", "2.0-r0")
+    result = alone(house, *signalled("apk-atomic auto", "[ -e /var/log/ready ]"), before=listen)
+    assert (result.stdout, house.content("hello"), reboots(house)) == ("status 0\n", "2.0-r0", 0), result
+    assert house.trial.flag("notes").read_text() == "committed\n"
+
+
+def test_who_is_told_of_the_reboot_holds_nobody_up(house: House) -> None:
+    """The volume is not locked while notify.d is run; what is changed meanwhile is not cut off nor booted unseen."""
+    staged(house)
+    listen = listener(house, "apk-atomic add extra >/var/log/added 2>&1; echo $? >/var/log/status")
+    house.release("extra", "1.0-r0")
+    result = alone(house, QUARTERLY, before=listen)
+    assert house.trial.flag("status").read_text() == "0\n", house.trial.flag("added").read_text()
+    assert (result.status, house.content("extra"), reboots(house)) == (0, "1.0-r0", 0)
 
 
 # ---- who is logged in ------------------------------------------------------------------------------------
