@@ -61,6 +61,8 @@ def _place(facts: EspFacts) -> Iterator[Finding]:
     if not facts.place:
         text = "the EFI system partition was not found: not mounted, and not in etc/fstab"
         yield Finding(Level.WARNING, "esp-unknown", text, "apk-atomic doctor --esp DIRECTORY|DEVICE")
+    elif facts.unseen:
+        yield Finding(Level.WARNING, "esp-unseen", f"{facts.place} was not looked at: {facts.unseen}", facts.way_out)
     elif facts.trouble:
         yield Finding(Level.PROBLEM, "esp-unreadable", f"{facts.place}: {facts.trouble}")
     elif not facts.is_fat:

@@ -81,7 +81,8 @@ class MenuFacts(NamedTuple):
 
 
 class EspFacts(NamedTuple):
-    """The EFI system partition. `place` "" where none was found; `trouble` says why it could not be read.
+    """The EFI system partition. `place` "" where none was found; `trouble` says why it could not be read, `unseen` why
+    nothing here could read any, and `way_out` what helps.
 
     `known`: state/boot.json says what should be on it; without that the rest is empty. `missing`: files of the loader
     that are not there; `differing`: menus there that are not what boot-config would write; `fallback`: whether the
@@ -91,6 +92,8 @@ class EspFacts(NamedTuple):
 
     place: str
     trouble: str = ""
+    unseen: str = ""
+    way_out: str = ""
     is_fat: bool = True
     known: bool = False
     missing: tuple[str, ...] = ()

@@ -24,9 +24,14 @@ _LIMIT = 1 << 25  # bytes of a file that we read back
 _VFAT = 0x4D44  # MSDOS_SUPER_MAGIC
 _FLAGS = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_NOISE = "Could not get geometry of device ("
 _NEW = ".new"  # what mtools writes before it renames
 Result = TypeVar("Result")
 _USUAL = ("/boot/efi", "/efi", "/boot")
+
+
+class Unseen(CheckFailed):
+    """There is nothing here that reads a FAT file system, so nobody knows what is on it."""
 
 
 class Esp(Protocol):
@@ -54,7 +59,7 @@ def opened(place: str, signals: Signals, *, writable: bool = True) -> Iterator[E
 
     A device is mounted in the mount namespace of this process, which has to be private already; unless `writable`,
     nothing is changed on it. Raises UsageError for what is neither, and where nothing can be written, CheckFailed for a
-    device that cannot be mounted.
+    device that cannot be mounted, and Unseen where nothing here could read it.
     """
     try:
         found = os.stat(place)
@@ -293,8 +298,8 @@ class _ByTools:
             done = process.run(argv, self._signals, {"MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": os.devnull})
         except CannotRun as error:
             text = f"this kernel cannot mount a FAT file system, and without it: {error.message}"
-            raise CheckFailed(text, hint="modprobe vfat, or apk add mtools") from error
-        self._said = done.output.strip()
+            raise Unseen(text, hint="modprobe vfat, or apk add mtools") from error
+        self._said = _plain(done.output)
         return done.status
 
     def _with_device(self, path: str, act: Callable[[int], Result]) -> Result:
@@ -305,6 +310,14 @@ class _ByTools:
             raise _refused(path, f"{self.device} {error}", full=False) from error
         finally:
             os.close(device)
+
+
+def _plain(said: str) -> str:
+    """What mtools says, without its word on every device that is no floppy disk."""
+    while _NOISE in said:
+        before, _, after = said.partition(_NOISE)
+        said = before + after.partition(")")[2]
+    return said.strip()
 
 
 def _refused(path: str, why: str, *, full: bool) -> AtomicError:

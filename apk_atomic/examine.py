@@ -161,6 +161,8 @@ def look_at_esp(opened: Volume, own_fstab: str, menu: Menu | None, place: str, s
     try:
         with esp.opened(place, signals, writable=False) as found:
             return _esp_facts(found, place, menu, signals)
+    except esp.Unseen as error:
+        return EspFacts(place, unseen=error.message, way_out=error.hint)
     except (AtomicError, OSError) as error:
         return EspFacts(place, error.message if isinstance(error, AtomicError) else error.strerror or "")
 

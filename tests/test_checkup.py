@@ -109,6 +109,7 @@ CASES: tuple[tuple[Change, Level, str], ...] = (
     (menu(slots=5), W, "menu-slots"),
     (in_esp(place=""), W, "esp-unknown"),
     (in_esp(trouble="no", known=False), P, "esp-unreadable"),
+    (in_esp(unseen="no", known=False), W, "esp-unseen"),
     (in_esp(is_fat=False), W, "esp-no-fat"),
     (in_esp(missing=("EFI/apk-atomic/x.efi",)), P, "loader-missing"),
     (in_esp(differing=("EFI/apk-atomic/refind.conf",)), W, "menu-differs"),

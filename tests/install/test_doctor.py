@@ -462,6 +462,26 @@ def test_nothing_is_wrong_with_what_init_made(lab: Lab) -> None:
         }
 
 
+def test_an_esp_that_nothing_here_can_read_is_not_judged(lab: Lab) -> None:
+    """mtools is not in PATH, and the kernel has no vfat."""
+    assert lab.init(*SMALL).status == 0
+    (lab.place / "no-tools").mkdir()
+    (root, size), (fat_at, fat_size) = lab.part("ROOT"), lab.part("ESP")
+    with loop.attached(str(lab.image), root, size) as volume, loop.attached(str(lab.image), fat_at, fat_size) as place:
+        if can_mount(place):
+            pytest.skip("this kernel reads it")
+        words = ["--atomic-volume", volume, "doctor", "--esp", place]
+        told = lab.run(words, PATH=f"{lab.place}/no-tools")
+        assert told.status == 0, told
+        assert f"warning  esp-unseen: {place} was not looked at: this kernel cannot mount a FAT" in told.stdout
+        assert "\n         -> modprobe vfat, or apk add mtools\n" in told.stdout and "problem" not in told.stdout
+
+
+def can_mount(device: str) -> bool:
+    argv = ["unshare", "--mount", "mount", "-t", "vfat", "-o", "ro", device, "/mnt"]
+    return subprocess.run(argv, check=False, capture_output=True).returncode == 0
+
+
 def test_a_volume_that_lost_a_device(tmp_path: Path) -> None:
     """A mirror of two, of which one is no longer attached."""
     images = [tmp_path / name for name in ("one", "two")]

@@ -77,8 +77,10 @@ def test_what_is_written_is_on_the_disk(tmp_path: Path, signals: Signals) -> Non
 def test_a_full_esp_keeps_what_it_had(tmp_path: Path, signals: Signals) -> None:
     with fat(tmp_path, signals, 34 * MIB) as found:
         found.write("EFI/menu.conf", b"old")
-        with pytest.raises(NoSpace, match="still boots"):
+        with pytest.raises(NoSpace, match="still boots") as refused:
             found.write("EFI/menu.conf", bytes(35 * MIB))
+        why = refused.value.message.partition("cannot be written to the ESP: ")[2].partition(";")[0]
+        assert why in ("Disk full", "No space left on device")
         assert found.read("EFI/menu.conf") == b"old"
 
 
