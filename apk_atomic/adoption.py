@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from apk_atomic import fstab, oldfstab
+from apk_atomic import fstab, oldcommons, oldfstab
 from apk_atomic.bootmenu import Loader
+from apk_atomic.oldcommons import is_below
 from apk_atomic.oldfstab import SWAP_COMMON, Separate
 
 LAYOUT = ("commons", "current", "fstab", "links", "next", "snapshots", "staging", "state")
@@ -30,7 +31,8 @@ class OldSystem:
     root, of the subvolumes in it; those of them that are read-only are `sealed`, and snapshots of something. `taken`:
     names of the layout at the top level that hold something of others. `esp` is how the ESP is named for good, "" for
     none. `kernels`: flavors; None where the kernel's file system is not mounted now. `state_directories`: what in
-    var/lib holds files. `volume_name`: the GUID of the volume's partition or the volume's label.
+    var/lib holds files. `volume_name`: the GUID of the volume's partition or the volume's label. `odd`: mount
+    points of wanted commons that are there, but are no directories.
     """
 
     device: str
@@ -57,6 +59,7 @@ class OldSystem:
     state_directories: tuple[str, ...] = ()
     cmdline: str = ""
     volume_name: str = "ROOT"
+    odd: frozenset[str] = frozenset()
     has_apk_atomic: bool = True
 
 
@@ -119,10 +122,16 @@ def decide(old: OldSystem, choices: Choices) -> Plan:
     volume = oldfstab.Volume(old.fsid, old.names, frozenset(old.swap_files), _esp_line(old.esp))
     converted = oldfstab.convert(old.fstab, volume, choices.commons, swap=move)
     append, resume = _menu_words(old, choices)
+    nested = tuple(_nested(old, converted))
     return Plan(
         subvolume=old.subvolume,
-        blockers=(*_blockers(old, choices), *_boot_blockers(old, converted.separate), *converted.problems),
-        warnings=(*_warnings(old, converted.commons), *converted.warnings),
+        blockers=(
+            *_blockers(old, choices),
+            *_boot_blockers(old, converted.separate),
+            *converted.problems,
+            *_common_blockers(old, converted, nested, swap=move),
+        ),
+        warnings=(*_warnings(old, converted), *converted.warnings),
         template=converted.text,
         commons=converted.commons,
         shared=converted.shared,
@@ -133,7 +142,7 @@ def decide(old: OldSystem, choices: Choices) -> Plan:
         resume=resume,
         swap_files=tuple(sorted(old.swap_files)),
         swap_size=max(old.swap_files.values()) if move else 0,
-        nested=tuple(_nested(old, converted)),
+        nested=nested,
         used=tuple(sorted(_used(converted.text))),
         whole=oldfstab.points_of_top(converted.text, old.names),
     )
@@ -197,16 +206,27 @@ def _boot_blockers(old: OldSystem, separate: Separate | None) -> Iterator[str]:
         yield "there is no kernel in /boot"
 
 
+def _common_blockers(
+    old: OldSystem, converted: oldfstab.Converted, nested: tuple[Nested, ...], *, swap: bool
+) -> Iterator[str]:
+    commons, template = converted.commons, converted.text
+    yield from oldcommons.bad_names(commons, swap=swap)
+    yield from oldcommons.bad_places(commons, old.odd, {each.path: each.fate == "left" for each in nested})
+    yield from oldcommons.bad_mounts(commons, template, old.mounted)
+    yield from oldcommons.bad_sources(commons, template)
+
+
 # ---- what else there is to say ---------------------------------------------------------------------------
 
 
-def _warnings(old: OldSystem, commons: tuple[str, ...]) -> Iterator[str]:
+def _warnings(old: OldSystem, converted: oldfstab.Converted) -> Iterator[str]:
     if old.secure_boot:
         yield "Secure Boot is on: the firmware starts only a loader that is signed by a key it knows"
     if not old.has_apk_atomic:
         yield "apk-atomic is not installed as /usr/bin/apk-atomic: the new system would not have it"
-    points = [fstab.mountpoint(name) for name in commons]
-    sealed = [name for name in old.state_directories if not any(_is_below(f"/{name}", point) for point in points)]
+    yield from oldcommons.hidden_mounts(converted.commons, converted.text, old.mounted)
+    points = [fstab.mountpoint(name) for name in converted.commons]
+    sealed = [name for name in old.state_directories if not any(is_below(f"/{name}", point) for point in points)]
     if sealed:
         shown = ", ".join(f"/{name}" for name in sealed)
         example = oldfstab.common_of(f"/{sealed[0]}")
@@ -219,9 +239,9 @@ def _nested(old: OldSystem, converted: oldfstab.Converted) -> Iterator[Nested]:
     used = _used(converted.text)
     base = "" if old.subvolume == TOP else old.subvolume
     for path in old.nested:
-        if any(_is_below(each, f"{base}/{path}") for each in used):
+        if any(is_below(each, f"{base}/{path}") for each in used):
             yield Nested(path, "mounted")
-        elif path not in old.sealed and any(_is_below(f"/{path}", point) for point in points):
+        elif path not in old.sealed and any(is_below(f"/{path}", point) for point in points):
             yield Nested(path, "copied")
         else:
             yield Nested(path, "left")
@@ -234,10 +254,6 @@ def _used(template: str) -> frozenset[str]:
     """
     paths = {oldfstab.subvolume_of(entry) for entry in fstab.parse(template)} - {""}
     return frozenset(path for path in paths if path != "/" and path.split("/")[1] not in ("commons", fstab.PLACEHOLDER))
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(f"{directory}/")
 
 
 def _menu_words(old: OldSystem, choices: Choices) -> tuple[str, str]:

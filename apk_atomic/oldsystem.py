@@ -26,7 +26,7 @@ from apk_atomic import (
     nvram,
     oldfstab,
 )
-from apk_atomic.adoption import OldSystem
+from apk_atomic.adoption import Choices, OldSystem
 from apk_atomic.errors import NotSuchRoot, UsageError
 from apk_atomic.locate import Located
 from apk_atomic.signals import Signals
@@ -71,8 +71,8 @@ def open_root(opened: Volume, subvolume: str) -> int:
     return files.open_beneath(opened.top, subvolume.strip("/") or ".", _DIRECTORY)
 
 
-def look(opened: Volume, subvolume: str, wanted_esp: str, signals: Signals, *, ours: bool) -> OldSystem:
-    """The facts; `ours`: an earlier `adopt` made what of the layout lies at the top level."""
+def look(opened: Volume, subvolume: str, choices: Choices, signals: Signals, *, ours: bool) -> OldSystem:
+    """The facts that count for `choices`; `ours`: an earlier `adopt` made what of the layout lies at the top level."""
     root = open_root(opened, subvolume)
     try:
         text = read_fstab(root) or ""
@@ -98,11 +98,12 @@ def look(opened: Volume, subvolume: str, wanted_esp: str, signals: Signals, *, o
             nested=nested,
             sealed=frozenset(path for path in nested if _is_sealed(root, path)),
             taken=() if ours else tuple(_taken(opened.top)),
-            esp=lasting_name(wanted_esp) or lasting_name(esp.usual_place(text, signals, running=True)),
+            esp=lasting_name(choices.esp) or lasting_name(esp.usual_place(text, signals, running=True)),
             kernels=_kernels(root, text, table),
             state_directories=tuple(_state_directories(root)),
             cmdline=_line("/proc/cmdline"),
             volume_name=_volume_name(opened, signals),
+            odd=frozenset(_odd(root, [fstab.mountpoint(name) for name in choices.commons])),
             has_apk_atomic=lookup.is_file(root, _PROGRAM),
         )
     finally:
@@ -193,6 +194,17 @@ def _nested(root: int) -> Iterator[str]:
         path = btrfs.directory_path(root, child.dirid) + child.name
         if not (at_top and path.split("/")[0] in adoption.LAYOUT):
             yield path
+
+
+def _odd(root: int, points: list[str]) -> Iterator[str]:
+    """Those of the mount points that are there, but are no directories, or are behind a link."""
+    for point in points:
+        try:
+            os.close(files.open_beneath(root, point.strip("/"), _DIRECTORY))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            yield point
 
 
 def _is_sealed(root: int, path: str) -> bool:

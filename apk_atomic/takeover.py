@@ -136,7 +136,7 @@ def _require(known: Adoption | None) -> Adoption:
 
 
 def _decide(job: Job, opened: Volume, choices: Choices, known: Adoption | None) -> Plan:
-    old = oldsystem.look(opened, job.subvolume, choices.esp, job.signals, ours=known is not None)
+    old = oldsystem.look(opened, job.subvolume, choices, job.signals, ours=known is not None)
     return adoption.decide(old, choices)
 
 
@@ -165,7 +165,7 @@ def _esp_place(plan: Plan) -> str:
 
 
 def _rehearse(work: Work, plan: Plan) -> None:
-    """The first generation without its commons, thrown away: whether it would boot is known before it is needed."""
+    """The first generation with empty commons, thrown away: whether it would boot is known before it is needed."""
     if plan.swap_files and set(plan.swap_files) & set(oldsystem.swapping()):
         work.console.note("a swap file is in use, so that the first generation could not be rehearsed")
         return
@@ -174,6 +174,8 @@ def _rehearse(work: Work, plan: Plan) -> None:
     with adoptwork.dropping(work, name):
         with firstroot.snapshotted(work, plan, name) as first:
             firstroot.shape(first)
+            for common in plan.commons:
+                firstroot.empty(first.root, fstab.mountpoint(common).strip("/"))
             for warning in firstroot.make_bootable(first).warnings:
                 work.console.warn(warning)
         adoptwork.drop(work, name)
@@ -211,10 +213,10 @@ def _make(work: Work, plan: Plan, known: Adoption, argv: tuple[str, ...]) -> tup
     with adoptwork.dropping(work, name, aside):
         with firstroot.snapshotted(work, plan, name) as first:
             firstroot.shape(first)
-            with clock.step("prove"):
-                found = firstroot.make_bootable(first)
             with clock.step("copy"):
                 newcommons.copy(first, aside)
+            with clock.step("prove"):
+                found = firstroot.make_bootable(first)
             known = newcommons.remember(work, plan, known, name, aside)
             files.write_atomic(work.volume.top, "fstab", fstab.encode(plan.template), 0o644)
             _lay_out(first, found, argv, clock)

@@ -181,6 +181,87 @@ def test_all_reasons_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("@etc",), "@etc is what each"),
+        (("@usr",), "@usr is what each"),
+        (("@lib64",), "@lib64 is what each"),
+        (("@lib32",), "/lib32 is what each"),
+        (("@lib@apk",), "/lib/apk is what each"),
+        (("@usr@lib",), "/usr/lib is what each"),
+        (("@etc@runlevels@default",), "/etc/runlevels/default is what each"),
+        (("@run@x",), "/run/x is what each"),
+        (("@",), "is not a name such as"),
+        (("@..@etc",), "is not a name such as"),
+        (("@var@@log",), "is not a name such as"),
+        (("@var", "@var@log"), "common @var@log is in common @var"),
+        (("@var@log", "@var"), "common @var@log is in common @var"),
+    ],
+)
+def test_what_cannot_be_a_common(names: tuple[str, ...], says: str) -> None:
+    for loader in Loader:
+        (reason,) = plan(replace(CHOICES, commons=names, loader=loader)).blockers
+        assert says in reason
+
+
+def test_what_else_can_be_a_common() -> None:
+    names = ("@usr@local", "@etc@wireguard", "@root", "@var@log", "@var@lo", "@swap")
+    assert plan(replace(CHOICES, commons=names)).blockers == ()
+
+
+@pytest.mark.parametrize("name", ["@swap", "@swap@old"])
+def test_a_common_where_the_swap_file_goes(name: str) -> None:
+    found = plan(replace(CHOICES, commons=(name,), swap="move"), swap_files={"/a": 1})
+    assert f"common {name} is in common @swap" in found.blockers[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"odd": frozenset({"/home"})}, "/home is a link, or no directory"),
+        (
+            {"nested": ("var",), "fstab": f"{ROOT}\nLABEL=ROOT /mnt btrfs subvol=/var 0 0\n"},
+            "common @var@log is in subvolume /var",
+        ),
+        ({"nested": ("home",), "sealed": frozenset({"home"})}, "common @home is in subvolume /home"),
+        ({"nested": ("var",)}, "common @var@cache is in subvolume /var"),
+        ({"mounted": frozenset({"/", "/dev", "/home"})}, "something is mounted at /home that etc/fstab does not name"),
+        ({"mounted": frozenset({"/var"})}, "what would be copied to /var/log is not"),
+    ],
+)
+def test_places_that_are_not_what_they_seem(facts: dict[str, Any], says: str) -> None:
+    assert any(says in reason for reason in plan(**facts).blockers)
+
+
+def test_mounts_inside_a_common() -> None:
+    mounted = frozenset({"/home/data", "/home/gvfs", "/homes"})
+    found = plan(fstab=f"{ROOT}\n/dev/sdb1 /home/data/ ext4 rw 0 0\n", mounted=mounted, nested=("home",))
+    (warning,) = found.warnings
+    assert (found.blockers, warning.partition(": ")[2]) == ((), "/home/gvfs")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/data/home /home none bind 0 0", "mounts /data/home at /home"),
+        ("/data/home/ /home none rw,rbind 0 0", "--common @data@home"),
+        ("/data/disk.img /srv ext4 rw 0 0", "--common @data makes"),
+        ("/data/disk.img /srv udf loop=/dev/loop3 0 0", "mounts /data/disk.img at /srv"),
+        ("/data/home /home none bind,ro 0 0", ""),
+        ("/home/user/www /srv/www none bind 0 0", ""),
+        ("/media/disk/home /home none bind 0 0\n/dev/sdb1 /media/disk ext4 rw 0 0", ""),
+        ("/run/x /srv none bind 0 0", ""),
+        ("/dev/sdb1 /srv auto rw 0 0", ""),
+        ("//server/share /srv cifs rw 0 0", ""),
+        ("/mnt/a:/mnt/b /srv fuse.mergerfs rw 0 0", ""),
+    ],
+)
+def test_lines_that_mount_what_is_in_the_root(line: str, says: str) -> None:
+    found = plan(fstab=f"{ROOT}\n{line}\n").blockers
+    assert len(found) == bool(says) and all(says in reason for reason in found)
+
+
+@pytest.mark.parametrize(
     "facts", [{"checksum": "blake2b"}, {"fstab": ROOT.replace("zstd:3", "lzo")}, {"volume_name": ""}]
 )
 def test_what_stands_against_refind_does_not_against_grub(facts: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("nvram", "partition", "elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "notify", "namespace", "installed", "fstab", "initramfs", "bootmenu"),
     ("locate", "esp", "loaders", "proof_types", "oldfstab", "checkup_types"),
-    ("checkup_volume", "checkup_boot", "checkup_root"),
+    ("checkup_volume", "checkup_boot", "checkup_root", "oldcommons"),
     ("checkup",),
     ("volume", "chroot", "proof_images", "proof_fstab", "proof_sealed", "adoption"),
     ("operands", "journal", "changed", "decompress", "proof_init", "proof_kernels", "rebuild", "newroot", "adoptstate",

@@ -532,6 +532,57 @@ def test_names_that_are_taken(top: OldSystem, name: str) -> None:
     assert (top.tree(), set(os.listdir(top.top)) & LAYOUT) == (before, {name})
 
 
+@pytest.mark.parametrize("names", [("@etc",), ("@dev",), ("@lib@apk",), ("@var", "@var@log")], ids="".join)
+def test_commons_without_which_nothing_boots(top: OldSystem, names: tuple[str, ...]) -> None:
+    top.boot()
+    before = top.tree()
+    words = [word for name in names for word in ("--common", name)]
+    for first in ((), ("--dry-run",)):
+        said = top.adopt(*first, *ADOPT, *words)
+        assert (said.status, f"common {names[-1]}" in said.stderr) == (106, True), said
+    assert (top.tree(), set(os.listdir(top.top)) & LAYOUT) == (before, set())
+    (top.root / "etc/apk-atomic/apk-atomic.toml").write_text('[volume]\ncommons = ["@lib@apk"]\n')
+    assert top.adopt(*ADOPT).status == 106
+
+
+def test_every_common_is_empty_when_the_boot_is_proved(top: OldSystem) -> None:
+    """Here /sbin/init leads into one: what boots only with its commons does not boot, and that is said at once."""
+    init = top.root / "sbin/init"
+    (top.root / "home/init").write_bytes(init.read_bytes())
+    init.unlink()
+    init.symlink_to("/home/init")
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, "would not boot" in said.stderr) == (104, True), said.stderr
+    assert os.listdir(top.top / "staging") == []
+
+
+def home_is_a_link(old: OldSystem) -> str:
+    (old.root / "home").rename(old.root / "users")
+    (old.root / "home").symlink_to("users")
+    return ""
+
+
+def var_is_a_subvolume(old: OldSystem) -> str:
+    (old.root / "var").rename(old.root / "old")
+    btrfsctl.create_subvolume(old.root / "var")
+    subprocess.run(["cp", "-a", f"{old.root}/old/.", old.root / "var"], check=True)
+    shutil.rmtree(old.root / "old")
+    return ""
+
+
+def home_is_bound(old: OldSystem) -> str:
+    (old.root / "data/home").mkdir(parents=True)
+    old.write_fstab("/data/home /home none bind 0 0")
+    return ""
+
+
+def home_is_elsewhere(old: OldSystem) -> str:
+    other = old.image.with_name("other")
+    (other / "alice").mkdir(parents=True)
+    return f"mount --bind {other} $root/home\n"
+
+
 def bios(old: OldSystem) -> str:
     return "rmdir $root/sys/firmware/efi\n"
 
@@ -554,7 +605,12 @@ def two_roots(old: OldSystem) -> str:
 
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(bios, "BIOS"), (default_subvolume, "set-default 5"), (no_kernel, "no kernel"), (two_roots, "more than one line")],
+    [
+        (bios, "BIOS"), (default_subvolume, "set-default 5"), (no_kernel, "no kernel"),
+        (two_roots, "more than one line"), (home_is_a_link, "/home is a link"),
+        (var_is_a_subvolume, "is in subvolume /var"), (home_is_bound, "--common @data@home"),
+        (home_is_elsewhere, "something is mounted at /home"),
+    ],
 )
 def test_reasons_on_a_real_system(top: OldSystem, make: Callable[[OldSystem], str], says: str) -> None:
     top.boot(make(top))
