@@ -28,7 +28,7 @@ from apk_atomic import (
 )
 from apk_atomic.bootmenu import Loader
 from apk_atomic.console import Console
-from apk_atomic.errors import AtomicError, Locked, Refused, UsageError
+from apk_atomic.errors import AtomicError, Interrupted, Locked, NoSpace, Refused, UsageError
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.names import redact_argv
 from apk_atomic.order import Found, Order, examine, make_room, parts_of
@@ -78,8 +78,23 @@ def perform(order: Order, found: Found, console: Console, signals: Signals) -> M
             console.warn(f"{target.path} holds an unfinished system; init may be run again, and starts from nothing")
             if isinstance(error, AtomicError):
                 error.message = error.message.removesuffix(UNCHANGED)  # of the steps that transactions have, too
+            _require_room_below(target, error)
             raise
     return made
+
+
+def _require_room_below(target: Target, error: BaseException) -> None:
+    """Raises NoSpace where `error` came because an image file, which is sparse, could not grow: to what is made in it,
+    that is a disk that fails."""
+    if not target.is_image or not isinstance(error, (AtomicError, OSError)) or isinstance(error, Interrupted):
+        return
+    room, image = os.statvfs(target.path), os.stat(target.path)
+    if room.f_bavail * room.f_frsize >= partition.MIB or image.st_blocks * 512 >= image.st_size:
+        return
+    cover = mounts.covering(target.path, mounts.mount_table())
+    why = error.message if isinstance(error, AtomicError) else error.strerror
+    text = f"the file system at {cover.point if cover else '/'} is full, where {target.path} lies: {why}"
+    raise NoSpace(text, hint="an image file grows with what is put into it: make room there, or name another place")
 
 
 @contextmanager

@@ -140,12 +140,13 @@ def test_an_esp_that_is_too_small_for_the_loader(lab: Lab) -> None:
     require_end(lab, said, said.status)
 
 
-def test_a_file_system_that_is_too_small_for_the_image(lab: Lab) -> None:
-    """The image is sparse, and what it lies on fills up: to the new volume that is a disk which fails."""
+@pytest.mark.parametrize("size", ["1M", "4M", "8M"])
+def test_a_file_system_that_is_too_small_for_the_image(lab: Lab, size: str) -> None:
+    """The image is sparse, and what it lies on fills up: to the new volume, or to mkfs, that is a disk which fails."""
     small = lab.place / "small"
-    small.mkdir()
+    small.mkdir(exist_ok=True)
     image = small / "disk.img"
-    said = lab.run(lab.words("--yes", *SMALL, target=str(image)), before=f"mount -t tmpfs -o size=8M none {small}")
-    assert said.status not in (0, -signal.SIGKILL), said
+    said = lab.run(lab.words("--yes", *SMALL, target=str(image)), before=f"mount -t tmpfs -o size={size} none {small}")
+    assert (said.status, f"the file system at {small} is full, where {image} lies" in said.stderr) == (103, True), said
     assert "holds an unfinished system" in said.stderr and "Traceback" not in said.stderr, said
     assert str(image) not in Path("/proc/self/mountinfo").read_text()
