@@ -75,8 +75,6 @@ def _why_not(run: Run) -> str:
     auto = run.config.auto
     if run.dry_run:
         return ""
-    if auto.policy == "none":
-        return "the policy is none"
     memory = _memory_from_afar(run)
     moment = Moment(time.time(), memory.finished, is_inhibited(run), on_mains(machine.supplies()))
     why = why_not_run(moment, every_hours=auto.every_hours, only_on_mains=auto.only_on_mains, now=run.now)

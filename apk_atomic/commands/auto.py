@@ -10,13 +10,14 @@ from typing import NamedTuple
 from apk_atomic import machine, notify, planning, process, report, restart, unattended
 from apk_atomic.config import Config
 from apk_atomic.context import Context, config_of, require_root
-from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, UsageError, refusal
+from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, NotSuchRoot, UsageError, refusal
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
 from apk_atomic.signals import Signals
 from apk_atomic.transaction import HOOKS
 
+PERIODIC = "APK_ATOMIC_PERIODIC"  # set by the daily job
 _DAY = 86400.0
 _DOCUMENTED = 4000  # bytes of apk's output that follow an error
 
@@ -32,14 +33,43 @@ class Wishes(NamedTuple):
 
 
 def run(context: Context, wishes: Wishes) -> int:
-    """0 also when it is not the time, or another run is at work that nobody has to know of; else what failed."""
+    """0 also when it is not the time, or another run is at work that nobody has to know of; else what failed.
+
+    Whatever is raised was told to syslog and notify.d, for crond's jobs have nobody who reads stderr; except for a
+    wrong command line and for Interrupted.
+    """
     require_root(context.argv)
     if wishes.reboot and (wishes.now or wishes.dry_run):
         raise UsageError("auto: --reboot goes with neither --now nor --dry-run; nothing was changed")
-    located = context.locate()
-    config = _config()
-    machine.step_back(config.auto.nice, config.auto.io)
     signals = Signals()
+    config = None
+    try:
+        config = _config()
+        return _as_configured(context, config, wishes, signals)
+    except Interrupted:
+        raise
+    except Exception as error:
+        if not wishes.dry_run:
+            signals.settle()
+            _tell_failure(context, config, error, signals)
+        raise
+    finally:
+        signals.release()
+
+
+def _as_configured(context: Context, config: Config, wishes: Wishes, signals: Signals) -> int:
+    if config.auto.policy == "none" and not wishes.dry_run:
+        event = Event("skipped", "the policy is none")
+        _answer(context, config, wishes, event, event if wishes.reboot else None)
+        return 0
+    try:
+        located = context.locate()
+    except NotSuchRoot as error:
+        if PERIODIC not in os.environ:
+            raise
+        context.console.aside(error.message)
+        return 0
+    machine.step_back(config.auto.nice, config.auto.io)
     try:
         this = Run(context, config, signals, held=-1, output=-1, now=wishes.now, dry_run=wishes.dry_run)
         why = "only the reboot was asked for" if wishes.reboot else unattended.wait(this)
@@ -47,12 +77,22 @@ def run(context: Context, wishes: Wishes) -> int:
             return _run(this._replace(held=lock.fd), wishes, why)
     except Locked as error:
         if wishes.now or _is_stuck(f"{RUN}/{located.fsid}.auto.lock.holder"):
-            notify.log(error.message, bad=True)
             raise Locked(error.message, hint="wait for it to end, or look what it waits for") from error
         _answer(context, config, wishes, Event("skipped", "another unattended run is at work"), None)
         return 0
-    finally:
-        signals.release()
+
+
+def _tell_failure(context: Context, config: Config | None, error: Exception, signals: Signals) -> None:
+    """`config`: None where it is what failed; then the defaults count."""
+    if isinstance(error, OSError):
+        error = refusal(error)
+    if isinstance(error, AtomicError):
+        event = Event("failed", error.message, status=error.exit_code)
+    else:
+        event = Event("failed", f"{type(error).__name__}: {error}", status=1)
+    document = notify.document(event, config.auto.policy if config else "")
+    seconds = (config or Config()).auto.notify_seconds
+    notify.tell(event, document, process.hooks(f"{HOOKS}/notify.d"), seconds, signals, context.console.warn)
 
 
 def _is_stuck(holder: str) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.adversity.trial import until
-from tests.unattended.house import CONFIG, House, toml
+from tests.support.world import Result
+from tests.unattended.house import CONFIG, PERIODIC, House, toml
 
 NOTES = "/var/log/notes"
 
@@ -30,6 +31,15 @@ def listeners(house: House, **scripts: str) -> Iterator[None]:
         (etc / "apk-atomic.toml").write_text(toml({"notify_seconds": 1}))
         assert CONFIG.endswith("apk-atomic.toml")
         yield
+
+
+@contextmanager
+def syslog(house: House) -> Iterator[socket.socket]:
+    """What listens at /dev/log of a guest with a /dev of its own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(os.path.join(house.guest.root, "dev/log"))
+        log.settimeout(20)
+        yield log
 
 
 def notes(house: House) -> list[str]:
@@ -92,14 +102,75 @@ def test_what_is_not_executable_is_not_run(house: House) -> None:
     assert notes(house) == []
 
 
+def test_run_that_cannot_begin_is_told(house: House) -> None:
+    """The configuration is wrong, or a module of somebody else's is broken: crond has nobody who reads stderr."""
+    house.own_dev()
+    script = f'echo "$APK_ATOMIC_OUTCOME" >>{NOTES}; cat >>{NOTES}'
+    with syslog(house) as log, listeners(house, tell=script):
+        configuration = Path(house.guest.root, CONFIG)
+        right = configuration.read_text()
+        configuration.write_text('[auto]\npolicy = "sometimes"\n')
+        house.trial.refused(PERIODIC, status=100, says="auto.policy")
+        line = log.recv(4096).decode()
+        assert line.startswith("<27>") and "auto.policy: must be" in line
+        house.trial.refused("apk-atomic", "auto", "--dry-run", status=100)  # which is for who asks
+        configuration.write_text(right)
+        lock = "$(python3 -c 'import os, filelock; print(os.path.dirname(filelock.__file__))')"
+        broken = f"mount -t tmpfs tmpfs {lock} && exec {PERIODIC}"
+        assert house.guest.run(["unshare", "-m", "sh", "-c", broken]).status != 0
+        line = log.recv(4096).decode()
+        assert line.startswith("<27>") and "filelock" in line
+        told = notes(house)
+        assert told[::2] == ["failed"] * 2
+        first, second = map(json.loads, told[1::2])
+        assert (first["status"], first["policy"], second["policy"]) == (100, "", "stage")
+
+
+# Another root, of a tmpfs, with the system's directories in it: in it the command that follows is run.
+ELSEWHERE = """\
+mount -t tmpfs tmpfs /tmp
+for each in /*; do
+    case $each in
+        /tmp) ;;
+        *) if [ -L $each ]; then cp -a $each /tmp; else mkdir /tmp$each; mount --rbind $each /tmp$each; fi ;;
+    esac
+done
+exec chroot /tmp "$@"
+"""
+
+
+def test_system_that_is_not_adopted(house: House) -> None:
+    """The package may be installed long before: the job fails nowhere, but who calls it himself is told."""
+    house.own_dev()
+
+    def elsewhere(*argv: str) -> Result:
+        return house.guest.run(["unshare", "-m", "sh", "-ec", ELSEWHERE, "sh", *argv])
+
+    with syslog(house) as log:
+        log.setblocking(False)
+        result = elsewhere(PERIODIC)
+        assert (result.status, result.stdout, result.stderr) == (0, "", "")
+        with pytest.raises(BlockingIOError):
+            log.recv(4096)
+        result = elsewhere("apk-atomic", "auto")
+        assert result.status == 101 and "not on btrfs" in result.stderr
+        assert "not on btrfs" in log.recv(4096).decode()
+        current = house.volume.top / "current"
+        target = os.readlink(current)
+        current.unlink()  # which is no such thing: this system is damaged
+        result = house.guest.run([PERIODIC])
+        assert result.status == 101 and "has no `current`" in log.recv(4096).decode()
+        current.symlink_to(target)
+        house.configure(policy="none")
+        assert elsewhere("apk-atomic", "auto").status == 0
+
+
 # ---- syslog ----------------------------------------------------------------------------------------------
 
 
 def test_syslog(house: House) -> None:
     house.own_dev()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        log.bind(os.path.join(house.guest.root, "dev/log"))
-        log.settimeout(20)
+    with syslog(house) as log:
         house.release("hello", "2.0-r0")
         new = house.committed()
         line = log.recv(4096).decode()
