@@ -41,7 +41,7 @@ def prove(root_fd: int, facts: ProofInput) -> Proof:
     if kernels.none:
         findings.warn("no-kernel", "no kernel: this root cannot boot by itself")
     else:
-        check_init(findings, root_fd, facts.init)
+        check_init(findings, root_fd, facts.init, kernels.machines)
         check_sealed(findings, root_fd)
     return _proof(findings, started, kernels.releases, kernels.images)
 

@@ -29,6 +29,12 @@ _HELPERS = (
 _SCANNERS = ("sbin/btrfs", "usr/sbin/btrfs", "bin/btrfs", "usr/bin/btrfs")
 _MAX_SCRIPTS = 4  # of interpreters that are scripts themselves; the kernel allows five
 
+# PE machines (PE/COFF 3.3.1) of kernels, and the ELF machines of the programs that each runs, 32-bit ones included
+_MACHINES = {
+    0x8664: frozenset({62, 3}), 0x14C: frozenset({3}), 0xAA64: frozenset({183, 40}), 0x5064: frozenset({243}),
+    0x6264: frozenset({258}), 0x6232: frozenset({258}),
+}  # fmt: skip
+
 
 def judge_image(path: str, image: Image, modules: Modules, wanted: Collection[str] = ()) -> Findings:
     """What stands against booting `modules.release` with the image `path`.
@@ -157,3 +163,11 @@ def _warn_wanted(
         needed = modules.closure(module.replace("-", "_"))
         if needed and not needed <= set(present):
             findings.warn("initramfs-no-driver", f"{path} holds no {module} module, which this disk needs")
+
+
+def machines_of(head: bytes) -> frozenset[int]:
+    """The ELF machines whose programs the kernel image that begins with `head` runs; none where it does not say."""
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    if head[:2] == b"MZ" and head[at : at + 4] == b"PE\0\0":
+        return _MACHINES.get(int.from_bytes(head[at + 4 : at + 6], "little"), frozenset())
+    return _MACHINES[0x8664] if head[0x202:0x206] == b"HdrS" else frozenset()

@@ -7,16 +7,15 @@ libraries, all inside the root. Nothing is executed. Reads the root by `lookup` 
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import elf, lookup
 from apk_atomic.proof_images import script_interpreter
+from apk_atomic.proof_types import Findings
 from apk_atomic.unpack import Damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from apk_atomic.proof_types import Findings
 
 INITTAB = "etc/inittab"
 _MAX_TEXT = 1 << 20
@@ -27,12 +26,20 @@ _RUNLEVELS = "etc/runlevels"
 _MUSL_SELF = ("libc.", "libpthread.", "librt.", "libm.", "libdl.", "libutil.", "libxnet.")  # musl's ldso is all of them
 
 
-def check_init(findings: Findings, root: int, init: str) -> None:
-    """`init`, the shell, inittab's first programs, root's account and the runlevels."""
-    _check_program(findings, root, init.lstrip("/"), "init")
-    _check_program(findings, root, "bin/sh", "shell")
+class _Root(NamedTuple):
+    """`machines`: those whose ELF programs the kernel runs, none for any."""
+
+    fd: int
+    machines: frozenset[int]
+
+
+def check_init(findings: Findings, root: int, init: str, machines: frozenset[int] = frozenset()) -> None:
+    """`init`, the shell, inittab's first programs, root's account and the runlevels. `machines`: as in `_Root`."""
+    judged = _Root(root, machines)
+    _check_program(findings, judged, init.lstrip("/"), "init")
+    _check_program(findings, judged, "bin/sh", "shell")
     if (lookup.real_path(root, init) or "").rpartition("/")[2] == "busybox":
-        _check_inittab(findings, root)
+        _check_inittab(findings, judged)
     findings.inputs.add("etc/passwd")
     if not any(line.startswith(b"root:") for line in (lookup.read(root, "etc/passwd", _MAX_TEXT) or b"").split(b"\n")):
         findings.fail("no-root-account", "etc/passwd has no line for root")
@@ -40,9 +47,9 @@ def check_init(findings: Findings, root: int, init: str) -> None:
         _check_runlevels(findings, root)
 
 
-def _check_program(findings: Findings, root: int, path: str, code: str) -> None:
+def _check_program(findings: Findings, judged: _Root, path: str, code: str) -> None:
     """Follows the chain from `path` to the last interpreter and its libraries."""
-    first = path
+    first, root = path, judged.fd
     for _ in range(_MAX_CHAIN):
         by = "" if path == first else f", which {first} needs,"
         real = _found(findings, root, path)
@@ -56,7 +63,7 @@ def _check_program(findings: Findings, root: int, path: str, code: str) -> None:
         start = lookup.read_start(root, real, 4096)
         path = script_interpreter(start)
         if not path:
-            _check_elf(findings, root, real, code)
+            _check_elf(findings, judged, real, code)
             return
     findings.fail(f"{code}-missing", f"{first} is a script of a script of a script")
 
@@ -68,16 +75,20 @@ def _found(findings: Findings, root: int, path: str) -> str | None:
     return real
 
 
-def _check_elf(findings: Findings, root: int, path: str, code: str) -> None:
+def _check_elf(findings: Findings, judged: _Root, path: str, code: str) -> None:
     """An ELF program, its interpreter, and the libraries that it and they need."""
+    root = judged.fd
     try:
         program = _read_elf(root, path)
+        if judged.machines and program.machine not in judged.machines:
+            findings.fail(f"{code}-machine", f"{path} is for another machine than the kernel: ELF {program.machine}")
         real = _found(findings, root, program.interpreter) if program.interpreter else None
         if program.interpreter and not real:
             text = f"{program.interpreter}, which {path} needs, is missing or leads nowhere"
             findings.fail(f"{code}-interpreter", text)
+        elif real and _read_elf(root, real).machine != program.machine:
+            findings.fail(f"{code}-interpreter", f"{real}, which {path} needs, is for another machine")
         elif real:
-            _read_elf(root, real)
             _check_libraries(findings, root, path, program, code)
     except Damaged as error:
         findings.fail(f"{code}-damaged", f"{error}")
@@ -132,21 +143,25 @@ def _library_directories(root: int, interpreter: str) -> Iterator[str]:
         yield from (f"{directory}/{name}" for name in lookup.names(root, directory) if "-linux-" in name)
 
 
-def _check_inittab(findings: Findings, root: int) -> None:
-    """busybox init without an inittab runs nothing of OpenRC's."""
+def _check_inittab(findings: Findings, judged: _Root) -> None:
+    """busybox init without an inittab, or one with nothing for sysinit, runs nothing of OpenRC's."""
     findings.inputs.add(INITTAB)
-    text = lookup.read(root, INITTAB, _MAX_TEXT)
+    text = lookup.read(judged.fd, INITTAB, _MAX_TEXT)
     if not text:
         findings.fail("inittab-missing", f"{INITTAB} is missing or empty")
         return
-    for line in text.decode("utf-8", "surrogateescape").splitlines():
-        fields = line.split(":", 3)
-        words = fields[3].split() if len(fields) == 4 and fields[2] in _EARLY and not line.startswith("#") else []
-        if words and words[0].startswith("/"):
-            status = lookup.status(root, words[0])
-            findings.inputs.add(words[0].strip("/"))
-            if status is None or not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
-                findings.fail("inittab-program", f"{words[0]}, which {INITTAB} runs, is missing or not executable")
+    lines = [line.split(":", 3) for line in text.decode("utf-8", "surrogateescape").splitlines() if line[:1] != "#"]
+    early = [fields for fields in lines if len(fields) == 4 and fields[2] in _EARLY and fields[3].strip()]
+    if not any(fields[2] == "sysinit" for fields in early):
+        findings.fail("inittab-sysinit", f"{INITTAB} has no line for sysinit: init would start nothing")
+    for path in dict.fromkeys(fields[3].split()[0] for fields in early):
+        if path.startswith("/"):
+            found = Findings()
+            _check_program(found, judged, path, "inittab")
+            for failure in found.failures:
+                findings.fail("inittab-program", f"{failure.message} ({INITTAB} runs it)")
+            found.failures.clear()
+            findings.add(found)
 
 
 def _check_runlevels(findings: Findings, root: int) -> None:
@@ -159,6 +174,12 @@ def _check_runlevels(findings: Findings, root: int) -> None:
             findings.fail("runlevel-empty", f"{directory} is empty: OpenRC would start nothing")
         elif level == "sysinit" and not {"devfs", "mdev", "udev"} & set(services):
             findings.warn("runlevel-devices", f"{directory} has none of devfs, mdev and udev")
-        for service in services:
-            if not lookup.is_file(root, f"{directory}/{service}"):
-                findings.warn("runlevel-dangling", f"{directory}/{service} leads nowhere")
+        dangling = [service for service in services if not _is_service(findings, root, f"{directory}/{service}")]
+        if services and dangling == services:
+            findings.fail("runlevel-empty", f"all of {directory} leads nowhere: OpenRC would start nothing")
+        for service in dangling:
+            findings.warn("runlevel-dangling", f"{directory}/{service} leads nowhere")
+
+
+def _is_service(findings: Findings, root: int, path: str) -> bool:
+    return _found(findings, root, path) is not None and lookup.is_file(root, path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import generator, initramfs, kernel, kernel_image, lookup
-from apk_atomic.proof_images import ROOT_MODULE, judge_image, releases_in
+from apk_atomic.proof_images import ROOT_MODULE, judge_image, machines_of, releases_in
 from apk_atomic.proof_types import Findings
 from apk_atomic.unpack import Damaged, MissingTool
 
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from apk_atomic.proof_types import ProofInput
 
 
+_HEAD = 4096  # bytes of a kernel image
+
+
 @dataclass(slots=True)
 class Kernels:
-    """The findings, and what was found on the way: release by flavor, image by path."""
+    """The findings, and what was found on the way: release by flavor, image by path, ELF machines of programs that
+    the kernels run (none where one of them does not say)."""
 
     findings: Findings = field(default_factory=Findings)
     releases: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    machines: frozenset[int] = frozenset()
     none: bool = False  # no kernel here, nor named by base or the menu
 
 
@@ -50,6 +55,8 @@ def check_kernels(fd: int, facts: ProofInput) -> Kernels:
     for each in found:
         required = each.image in root.menu if root.strict_menu else bool(each.release) or not declared
         _check_flavor(root, each, result, required=required)
+    known = [machines_of(lookup.read_start(fd, each.image, _HEAD)) for each in found]
+    result.machines = frozenset().union(*known) if all(known) else frozenset()
     _check_other_images(root, result)
     _check_leftovers(root, result)
     return result

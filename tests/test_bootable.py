@@ -334,6 +334,26 @@ def test_init_may_not_go(steady: Machine) -> None:
     assert "sbin/init" in steady.refused("run", "--", "rm", "/sbin/init", status=104)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (": > /sbin/openrc", "sbin/openrc is no ELF file (etc/inittab runs it)"),
+        ("echo '# nothing' > /etc/inittab", "etc/inittab has no line for sysinit"),
+        ("rm -rf /etc/init.d/*", "all of etc/runlevels/sysinit leads nowhere"),
+        ("rm -rf /etc/init.d", "all of etc/runlevels/boot leads nowhere"),
+    ],
+)
+def test_what_init_starts_may_not_go(steady: Machine, line: str, says: str) -> None:
+    assert says in steady.refused("run", "--", "sh", "-c", line, status=104)
+
+
+def test_what_init_starts_may_not_go_where_a_proof_is_inherited(machine: Machine) -> None:
+    machine.publish(Package("a", files={"usr/a": File(b"x")}))
+    machine.commit("add", "a")
+    for line in (": > /sbin/openrc", "rm -rf /etc/init.d/*"):
+        machine.refused("run", "--", "sh", "-c", line, status=104)
+
+
 def test_microcode_that_the_menu_may_name_may_not_go(machine: Machine) -> None:
     """Without a state/boot.json whatever was there may be named; with one, what it names."""
     machine.publish(UCODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import stat
@@ -21,6 +22,7 @@ from tests.support.bootfiles import (
     FSTAB,
     GENERATION,
     Files,
+    arm64_image,
     bzimage,
     elf,
     initramfs_image,
@@ -166,6 +168,17 @@ def link(path: str, target: str) -> Break:
 
 
 MODULES = f"usr/lib/modules/{RELEASE}"
+FOREIGN = elf()[:18] + (183).to_bytes(2, "little") + elf()[20:]
+
+
+def without_services(*names: str) -> Break:
+    def break_it(root: Root) -> None:
+        for name in names:
+            root.remove(f"etc/init.d/{name}")
+
+    return break_it
+
+
 FAILURES: dict[str, tuple[Break, str]] = {
     # kernel
     "kernel image missing": (remove("boot/vmlinuz-lts"), "kernel-missing"),
@@ -220,6 +233,14 @@ FAILURES: dict[str, tuple[Break, str]] = {
     "inittab missing": (remove("etc/inittab"), "inittab-missing"),
     "openrc missing": (remove("sbin/openrc"), "inittab-program"),
     "openrc not executable": (chmod("sbin/openrc", 0o644), "inittab-program"),
+    "openrc empty": (replace("sbin/openrc", b"", 0o755), "inittab-program"),
+    "openrc without its library": (replace("sbin/openrc", elf("/lib/ld", ("librc.so.1",)), 0o755), "inittab-program"),
+    "inittab without sysinit": (replace("etc/inittab", b"# nothing\n::wait:/sbin/openrc default\n"), "inittab-sysinit"),
+    "inittab with a comment for sysinit": (replace("etc/inittab", b"#::sysinit:/sbin/openrc\n"), "inittab-sysinit"),
+    "no service at all": (remove("etc/init.d"), "runlevel-empty"),
+    "services of boot gone": (without_services("modules", "hostname"), "runlevel-empty"),
+    "init of another machine": (replace("bin/busybox", FOREIGN, 0o755), "init-machine"),
+    "openrc of another machine": (replace("sbin/openrc", FOREIGN, 0o755), "inittab-program"),
     "no root": (replace("etc/passwd", b"user:x:0:0::/:/bin/sh\n"), "no-root-account"),
     "sysinit empty": (remove("etc/runlevels/sysinit"), "runlevel-empty"),
     "boot empty": (remove("etc/runlevels/boot"), "runlevel-empty"),
@@ -555,6 +576,29 @@ def test_a_full_proof_is_due_when_an_input_is_gone(root: Root) -> None:
     fd = os.open(root.path, os.O_RDONLY)
     assert proof.must_run(fd, ("etc",), inputs, ())
     os.close(fd)
+
+
+def test_programs_of_an_older_machine_run_too(root: Root) -> None:
+    """A 32-bit root on a 64-bit kernel; and a kernel that does not say what it runs is not asked."""
+    root.write({"sbin/openrc": (0o755, elf()[:18] + b"\x03\0" + elf()[20:])})
+    assert root.prove().passed
+    root.write({"sbin/openrc": (0o755, FOREIGN), "boot/vmlinuz-lts": (0o644, gzip.compress(arm64_image(RELEASE)))})
+    assert root.prove().passed
+    root.write({"boot/vmlinuz-lts": (0o644, arm64_image(RELEASE))})
+    assert root.failures() == {"init-machine", "shell-machine"}
+
+
+def test_a_linker_of_another_machine(root: Root) -> None:
+    root.write({"sbin/init": (0o755, elf(MUSL)), MUSL[1:]: (0o755, FOREIGN)})
+    assert root.failures() == {"init-interpreter"}
+
+
+def test_services_of_the_runlevels_are_inputs(root: Root) -> None:
+    found = root.prove()
+    root.remove("etc/init.d/hostname")
+    assert root.must_run(("etc/init.d", "etc/init.d/hostname"), found.inputs)
+    root.remove("etc/init.d")
+    assert root.must_run(("etc", "etc/init.d"), found.inputs)
 
 
 def linked_init(root: Root) -> None:
