@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from apk_atomic import btrfs, disks, files, hibernation, kernel, proof, volume
+from apk_atomic import generator as generators
 from apk_atomic.building import base_decompressor, build_images, decompressor
 from apk_atomic.changed import Changed
 from apk_atomic.config import Config
@@ -17,6 +18,7 @@ from apk_atomic.initramfs import Image as ReadImage
 from apk_atomic.model import Image, Record
 from apk_atomic.model import Proof as RecordedProof
 from apk_atomic.proof import INIT, Finding, Proof, ProofInput
+from apk_atomic.proof_kernels import menu_names
 from apk_atomic.rebuild import Plan
 from apk_atomic.signals import Signals
 from apk_atomic.staged import Staged
@@ -156,8 +158,13 @@ def of_this_machine(opened: Volume, facts: ProofInput) -> ProofInput:
         return facts._replace(wanted_modules=tuple(wanted))
     for device in btrfs.devices(opened.top):
         wanted += disks.modules_of(device.path) if device.path else ()
-    uuids = frozenset(area.uuid for area in disks.areas())
-    return facts._replace(wanted_modules=tuple(dict.fromkeys(wanted)), uuids=uuids or None)
+    return _with_uuids(opened, facts._replace(wanted_modules=tuple(dict.fromkeys(wanted))))
+
+
+def _with_uuids(opened: Volume, facts: ProofInput) -> ProofInput:
+    """`facts` with the file systems at hand, where the volume runs."""
+    uuids = frozenset(area.uuid for area in disks.areas()) if opened.running else frozenset[str]()
+    return facts._replace(uuids=uuids or None)
 
 
 def _checksum(fsid: str) -> str:
@@ -182,7 +189,7 @@ def _menu(facts: ProofInput) -> KnownMenu:
 
 def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
     verdict = proof.prove(root.root, of_this_machine(root.work.volume, facts))
-    _require(verdict, plan)
+    _require(root, verdict, plan, facts)
     generator = str(plan.generator.kind) if plan.generator else ""
     return Bootable(
         boot_paths=_boot_paths(root, facts),
@@ -195,8 +202,8 @@ def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
 
 def _inherited(root: Staged, record: Record, facts: ProofInput) -> Bootable:
     """Base's verdict, with what no generation can inherit checked on this one."""
-    verdict = proof.prove_own(root.root, facts)
-    _require(verdict, Plan())
+    verdict = proof.prove_own(root.root, _with_uuids(root.work.volume, facts))
+    _require(root, verdict, Plan(), facts)
     assert record.proof is not None
     return Bootable(
         boot_paths=_boot_paths(root, facts),
@@ -207,17 +214,38 @@ def _inherited(root: Staged, record: Record, facts: ProofInput) -> Bootable:
     )
 
 
-def _require(verdict: Proof, plan: Plan) -> None:
+def _require(root: Staged, verdict: Proof, plan: Plan, facts: ProofInput) -> None:
     if verdict.passed:
         return
     shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
     text = f"the new generation would not boot: {shown}; nothing was changed"
-    if plan.rebuild and any(finding.code.startswith("initramfs") for finding in verdict.failures):
+    codes = {finding.code for finding in verdict.failures}
+    about_images = any(code.startswith("initramfs") for code in codes)
+    if plan.rebuild and about_images:
         raise BuildFailed(text, hint="the generator made an image that does not fit; its configuration decides")
     hint = "--atomic-keep-failed keeps such a generation, in no slot, to be looked at"
-    if any(finding.code == "menu-path" for finding in verdict.failures):
-        hint = "where the boot menu does not name it: [proof] allow_removed_kernel = true, or a state/boot.json"
+    if "menu-path" in codes:
+        hint = _menu_hint(root, facts)
+    elif plan.elsewhere and about_images:
+        hint = _no_generator_hint(plan)
     raise CheckFailed(text, hint=hint)
+
+
+def _menu_hint(root: Staged, facts: ProofInput) -> str:
+    """What to type where something is gone that the boot menu names, or may name."""
+    menu = menu_names(facts)
+    others = [each.flavor for each in kernel.kernels(root.root) if each.image not in menu]
+    install = "apk-atomic boot-config --install"
+    if facts.menu_paths is not None:
+        return f"{install} --kernel {(others or ['OTHER'])[0]} makes the menu boot another kernel; then this again"
+    return f"{install} --kernel FLAVOR says what the boot menu names; or [proof] allow_removed_kernel = true"
+
+
+def _no_generator_hint(plan: Plan) -> str:
+    if plan.generator is None:
+        return "nothing here makes an initramfs: apk-atomic add mkinitfs"
+    file = f"/{generators.MKINITFS_CONFIG}"
+    return f"disable_trigger=yes in {file} leaves the image to others, and none made it: take that out with the change"
 
 
 def _boot_paths(root: Staged, facts: ProofInput) -> tuple[str, ...]:

@@ -43,8 +43,8 @@ class VolumeFacts(NamedTuple):
     `least`: free bytes for data and metadata that a transaction wants. `damaged`: generations whose generation.json is
     none; `empty`: names in snapshots/ without a generation. `staging`, `links` and `scratch`: names in staging/, in
     links/ beside the one that counts, in next/. `at_work`: who holds the lock, "" for nobody. `template`, `fstab`: the
-    volume's, and the next generation's; `commons`: the subvolumes that these name, and whether each is there. `held`:
-    sentences about kernels.
+    volume's, and the next generation's; `commons`: the subvolumes that these name, and whether each is there.
+    `unknown`: what the template mounts and no device here has. `held`: sentences about kernels.
     """
 
     fsid: str
@@ -62,6 +62,7 @@ class VolumeFacts(NamedTuple):
     template: str | None = None
     fstab: str | None = None
     commons: Mapping[str, bool] = {}
+    unknown: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
 
 

@@ -112,6 +112,9 @@ def check_fstab(facts: VolumeFacts) -> Iterator[Finding]:
     elif fstab.PLACEHOLDER not in facts.template:
         text = f"the fstab template does not say {fstab.PLACEHOLDER}: no generation made from it would boot"
         yield Finding(Level.PROBLEM, "template-fixed", text, "edit fstab at the mounted top level (subvolid=5)")
+    for device in facts.unknown:
+        text = f"the fstab template names {device}, and no file system here is that"
+        yield Finding(Level.WARNING, "template-uuid", text, "edit fstab at the mounted top level (subvolid=5)")
     for subvolume, there in facts.commons.items():
         if not there:
             text = f"fstab mounts {subvolume}, which does not exist: what needs it does not start"

@@ -13,6 +13,7 @@ from apk_atomic import (
     bootinstall,
     bootmenu,
     btrfs,
+    disks,
     esp,
     files,
     fstab,
@@ -70,6 +71,7 @@ def look_at_volume(opened: Volume, config: Config) -> VolumeFacts:
         template=template,
         fstab=own,
         commons=dict(_commons(opened, [*texts, own or ""])),
+        unknown=tuple(_unknown(template or "")) if opened.running else (),
         held=_held(opened, config, state.next),
     )
 
@@ -102,6 +104,15 @@ def _commons(opened: Volume, texts: list[str]) -> Iterator[tuple[str, bool]]:
         subvolume = entry.value("subvol")
         if entry.fstype == "btrfs" and entry.mountpoint != "/" and subvolume and staged.is_volume(opened, entry.device):
             yield subvolume, lookup.is_directory(opened.top, subvolume)
+
+
+def _unknown(template: str) -> Iterator[str]:
+    """What an fstab mounts by UUID and is not at hand."""
+    here = {area.uuid.lower() for area in disks.areas()}
+    for entry in fstab.parse(template) if here else ():
+        key, _, value = entry.device.partition("=")
+        if key == "UUID" and value.strip('"').lower() not in here and "noauto" not in entry.options:
+            yield entry.device
 
 
 def _held(opened: Volume, config: Config, name: str) -> tuple[str, ...]:

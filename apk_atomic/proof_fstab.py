@@ -115,10 +115,12 @@ def _check_mount_points(findings: Findings, root: int, entries: tuple[Entry, ...
         if point not in points or entry.fstype == "swap":
             continue
         findings.inputs.add(point.lstrip("/"))
+        optional = "noauto" in entry.options or "nofail" in entry.options
+        say = findings.warn if optional else findings.fail
         if lookup.status(root, point) is None:
-            optional = "noauto" in entry.options or "nofail" in entry.options
-            say = findings.warn if optional else findings.fail
             say("mount-point", f"{point}, where {FSTAB} mounts {entry.device}, does not exist in the read-only root")
+        elif not lookup.is_directory(root, point) and not {"bind", "rbind"}.intersection(entry.options):
+            say("mount-point", f"{point}, where {FSTAB} mounts {entry.device}, is no directory")
 
 
 def _path(text: str) -> str:

@@ -317,7 +317,9 @@ def test_a_kernel_that_is_cut_short(steady: Machine) -> None:
 
 
 def test_the_last_kernel_stays_unless_it_is_said_so(machine: Machine) -> None:
-    assert "boot/vmlinuz-lts is gone" in machine.refused("del", "linux-lts", status=104)
+    said = machine.refused("del", "linux-lts", status=104)
+    assert "boot/vmlinuz-lts is gone" in said
+    assert "apk-atomic boot-config --install --kernel FLAVOR" in said and "allow_removed_kernel" in said
 
     def allow(root: Path) -> None:
         (root / "etc/apk-atomic").mkdir(exist_ok=True)
@@ -370,6 +372,36 @@ def test_microcode_that_the_menu_may_name_may_not_go(machine: Machine) -> None:
     (state / "boot.json").write_text(json.dumps({"paths": [*names, "boot/dtb"]}))
     machine.publish(Package("b", files={"usr/b": File(b"x")}))
     assert "boot/dtb" in machine.refused("add", "b", status=104)
+
+
+def test_the_kernel_that_the_menu_names(machine: Machine) -> None:
+    machine.publish(kernel_package(KERNEL, "virt"))
+    machine.commit("add", "linux-virt")
+    (machine.volume.top / "state").mkdir()
+    (machine.volume.top / "state/boot.json").write_text('{"paths": ["boot/vmlinuz-lts", "boot/initramfs-lts"]}')
+    said = machine.refused("del", "linux-lts", status=104)
+    assert "apk-atomic boot-config --install --kernel virt" in said
+    assert "allow_removed_kernel" not in said
+
+
+def test_images_that_are_left_to_others(machine: Machine) -> None:
+    machine.publish(generator(trigger=IDLE_TRIGGER))
+    machine.commit("upgrade")
+    machine.commit("run", "--", "sh", "-c", "echo disable_trigger=yes >> /etc/mkinitfs/mkinitfs.conf")
+    machine.publish(kernel_package(NEWER))
+    assert "disable_trigger=yes in /etc/mkinitfs/mkinitfs.conf" in machine.refused("upgrade", status=104)
+
+
+def test_an_inherited_proof_still_looks_for_file_systems(machine: Machine) -> None:
+    machine.publish(*(Package(name, files={f"usr/{name}": File(b"x")}) for name in ("a", "b")))
+    assert "12345678-" not in machine.commit("add", "a")
+    template = machine.volume.top / "fstab"
+    template.write_text(template.read_text() + "UUID=12345678-dead-beef-dead-123456789abc /mnt ext4 ro 0 0\n")
+    proved = machine.record()["proof"]
+    assert "there is no file system UUID=12345678-dead-beef" in machine.commit("add", "b")
+    assert machine.record()["proof"] == proved
+    found = machine.guest.run(["apk-atomic", "doctor"])
+    assert "the fstab template names UUID=12345678-dead-beef" in found.stdout
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"paths": 1}', '{"paths": null}', "[" * 100_000])

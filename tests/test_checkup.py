@@ -97,6 +97,7 @@ CASES: tuple[tuple[Change, Level, str], ...] = (
     (in_volume(template=None), N, "template-missing"),
     (in_volume(template=FSTAB), P, "template-fixed"),
     (in_volume(commons={"/commons/@var@cache": False}), P, "common-missing"),
+    (in_volume(unknown=("UUID=12345678",)), W, "template-uuid"),
     (in_volume(fstab="UUID=x / btrfs ro,subvol=/snapshots/b/@\n"), W, "cache-unshared"),
     (in_volume(held=("kernel linux-lts is held",)), N, "kernel-held"),
     (in_menu(there=False, menu=None), W, "menu-unknown"),

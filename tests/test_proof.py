@@ -171,6 +171,14 @@ MODULES = f"usr/lib/modules/{RELEASE}"
 FOREIGN = elf()[:18] + (183).to_bytes(2, "little") + elf()[20:]
 
 
+def file_at(path: str) -> Break:
+    def break_it(root: Root) -> None:
+        root.remove(path)
+        root.text(path, "a file")
+
+    return break_it
+
+
 def without_services(*names: str) -> Break:
     def break_it(root: Root) -> None:
         for name in names:
@@ -261,6 +269,7 @@ FAILURES: dict[str, tuple[Break, str]] = {
     "fstab with subvolid": (fstab("noatime", "subvolid=5"), "fstab-subvolid"),
     "fstab not rendered": (fstab(GENERATION, "CURRENT_SNAPSHOTS_PATH"), "fstab-template"),
     "mount point missing": (remove("home"), "mount-point"),
+    "mount point is a file": (file_at("home"), "mount-point"),
     # staging
     "staging in fstab": (fstab(GENERATION, "/staging/20260101000000abcdefgh"), "staging"),
     "staging in the kernel command line": (replace("etc/kernel/cmdline", STAGING), "staging"),
@@ -586,6 +595,12 @@ def test_programs_of_an_older_machine_run_too(root: Root) -> None:
     assert root.prove().passed
     root.write({"boot/vmlinuz-lts": (0o644, arm64_image(RELEASE))})
     assert root.failures() == {"init-machine", "shell-machine"}
+
+
+def test_a_file_may_be_bound_over_a_file(root: Root) -> None:
+    root.text("etc/hosts", "")
+    root.text("etc/fstab", FSTAB.format(generation=GENERATION) + "/home/hosts /etc/hosts none bind 0 0\n")
+    assert root.prove().passed
 
 
 def test_a_linker_of_another_machine(root: Root) -> None:
