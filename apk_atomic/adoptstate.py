@@ -10,6 +10,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from apk_atomic import files
 from apk_atomic.adoption import Choices
@@ -24,10 +25,16 @@ _LIMIT = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """When a common was filled: the transaction, and the time, after which a change in it is the new system's."""
+    """When a common was filled: up to which transaction, and from when to when by the clock of then. What changed at
+    another time, in a later transaction, is the new system's; a clock may have been set since.
+
+    `top` is its own directory then: mtime in nanoseconds, mode, owner, group; without that it counts as used.
+    """
 
     transid: int
     moment: float
+    start: float = 0.0
+    top: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,12 @@ def _from(found: dict[str, object]) -> Adoption:
         raise ValueError(f"version {found['version']}")
     choices = dict(found["choices"])  # type: ignore[call-overload]
     choices |= {"commons": tuple(choices["commons"]), "loader": Loader(choices["loader"])}
-    copied = {str(uuid): Copied(**each) for uuid, each in found["copied"].items()}  # type: ignore[attr-defined]
+    copied = {str(uuid): _copied(each) for uuid, each in found["copied"].items()}  # type: ignore[attr-defined]
     return Adoption(Choices(**choices), tuple(map(str, found["generations"])), copied)  # type: ignore[call-overload]
+
+
+def _copied(found: dict[str, Any]) -> Copied:
+    return Copied(**found | {"top": tuple(found.get("top", ()))})
 
 
 def write(opened: Volume, adoption: Adoption) -> None:

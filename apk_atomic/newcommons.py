@@ -1,7 +1,8 @@
 """The commons of an adopted system: copied aside, remembered, moved into place; and whether anybody has used them.
 
 The copies lie in a journal of their own, so that recovery removes what is not in its place yet. Until the new system is
-used they may be thrown away and made anew; that they were is told by the transaction and the time of their making.
+used they may be thrown away and made anew; that they were is told by the transaction and the time of their making. An
+earlier copy is exchanged for the new one, so that the generation that mounts it never misses it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from apk_atomic import adoptstate, btrfs, files, firstroot, fstab, journal, process, treecopy
+from apk_atomic import adoptstate, btrfs, exchange, files, firstroot, fstab, journal, process, treecopy
 from apk_atomic.adoption import Plan
 from apk_atomic.adoptstate import Adoption, Copied
 from apk_atomic.errors import CheckFailed
@@ -23,12 +24,16 @@ from apk_atomic.session import Work
 from apk_atomic.volume import Volume
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_ROUNDING = 1e-3  # seconds
 
 
 def used(opened: Volume, known: Adoption, plan: Plan) -> Iterator[str]:
     """Names of commons that hold what the adoption has not put there."""
     files.syncfs(opened.top)  # tree searches see what is committed
-    commons = files.open_beneath(opened.top, "commons", _DIRECTORY)
+    try:
+        commons = files.open_beneath(opened.top, "commons", _DIRECTORY)
+    except FileNotFoundError:
+        return  # the first step was killed
     try:
         for name in sorted(os.listdir(commons)):
             if _is_used(commons, name, known, needed=name in (*plan.commons, SWAP_COMMON)):
@@ -43,12 +48,21 @@ def _is_used(commons: int, name: str, known: Adoption, *, needed: bool) -> bool:
         return needed
     common = files.open_beneath(commons, name, _DIRECTORY)
     try:
-        copied = known.copied.get(btrfs.subvolume_info(common).uuid)
+        info = btrfs.subvolume_info(common)
+        copied = known.copied.get(info.uuid)
         if copied is None:
             return needed
+        if btrfs.children(common, info.id) or _top(common) != copied.top:  # a copy has no subvolume in it
+            return True
         return any(_is_newer(common, inode, copied) for inode in _since(common, copied))
     finally:
         os.close(common)
+
+
+def _top(common: int) -> tuple[int, ...]:
+    """What changes with any name in the common's own directory; a move of that changes its ctime, and no more."""
+    status = os.fstat(common)
+    return status.st_mtime_ns, status.st_mode, status.st_uid, status.st_gid
 
 
 def _since(common: int, copied: Copied) -> list[btrfs.ChangedInode]:
@@ -63,8 +77,9 @@ def _is_newer(common: int, inode: btrfs.ChangedInode, copied: Copied) -> bool:
         return True
     for path in btrfs.inode_paths(common, inode.ino):
         with suppress(OSError):
-            return os.stat(path, dir_fd=common, follow_symlinks=False).st_ctime > copied.moment
-    return False
+            changed = os.stat(path, dir_fd=common, follow_symlinks=False).st_ctime
+            return not copied.start - _ROUNDING <= changed <= copied.moment
+    return True  # it has no name any more
 
 
 def copy(first: First, aside: str) -> None:
@@ -129,11 +144,12 @@ def _names(plan: Plan) -> tuple[str, ...]:
 def remember(work: Work, plan: Plan, known: Adoption, name: str, aside: str) -> Adoption:
     """Which generation and copies are ours, these as old as now; on disk before the first of them is in its place."""
     files.syncfs(work.volume.top)
-    now = Copied(btrfs.fs_info(work.volume.top).generation, time.time())
+    transid, moment = btrfs.fs_info(work.volume.top).generation, time.time()
     copied = dict(known.copied)
     for common in _names(plan):
         fd = files.open_beneath(work.volume.top, f"{journal.STAGING}/{aside}/{common}", _DIRECTORY)
-        copied[btrfs.subvolume_info(fd).uuid] = now
+        info = btrfs.subvolume_info(fd)
+        copied[info.uuid] = Copied(transid, moment, info.otime, _top(fd))
         os.close(fd)
     known = replace(known, generations=(*known.generations, name), copied=copied)
     adoptstate.write(work.volume, known)
@@ -142,13 +158,16 @@ def remember(work: Work, plan: Plan, known: Adoption, name: str, aside: str) -> 
 
 
 def move(work: Work, plan: Plan, aside: str) -> None:
-    """Each copy takes the place of an earlier one that nobody has used."""
+    """Each copy takes the place of an earlier one, which lies in the journal then: it goes when `current` has moved."""
     commons = files.open_beneath(work.volume.top, "commons", _DIRECTORY)
+    place = files.open_beneath(work.volume.top, f"{journal.STAGING}/{aside}", _DIRECTORY)
     try:
         for name in _names(plan):
             if btrfs.is_subvolume(commons, name):
-                btrfs.destroy_tree(commons, name)
-            os.rename(f"{journal.STAGING}/{aside}/{name}", name, src_dir_fd=work.volume.top, dst_dir_fd=commons)
+                exchange.exchange(place, name, commons, name)
+            else:
+                os.rename(name, name, src_dir_fd=place, dst_dir_fd=commons)
             point("moved")
     finally:
+        os.close(place)
         os.close(commons)

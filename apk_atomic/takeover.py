@@ -62,6 +62,7 @@ _DIRECTORIES = (
     (journal.STAGING, 0o700),
 )  # fmt: skip
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_IN_USE = "the new system is in use already"
 _HINT = "what stands above says how to change that; then run it again"
 
 
@@ -83,17 +84,23 @@ def look(job: Job, choices: Choices | None) -> tuple[Plan, Choices]:
     with adoptwork.top_level(job.located, writable=False) as opened:
         known = adoptstate.read(opened)
         chosen = choices or _require(known).choices
-        return _decide(job, opened, chosen, known), chosen
+        plan = _decide(job, opened, chosen, known)
+        reason = known and next(_uses(opened, known, plan), "")
+        used = (f"{_IN_USE}: {reason}",) if reason else ()
+        return replace(plan, blockers=(*plan.blockers, *used)), chosen
 
 
 def prepare(job: Job, choices: Choices) -> Plan:
-    """Makes the layout's names at the top level, and rehearses the first generation. Raises what speaks against it.
+    """Makes the layout's names at the top level, and rehearses the first generation. Raises what speaks against it, and
+    Refused where the new system has been used already.
 
     Nothing that is in use is changed; may be repeated, with other choices too.
     """
     with adoptwork.at_work(job) as work:
         known = adoptstate.read(work.volume)
         plan = _without_blockers(_decide(job, work.volume, choices, known))
+        if known:
+            _require_unused(work.volume, known, plan)
         _check_loader(choices, plan, job.signals)
         preflight.require_space(work)
         adoptstate.write(work.volume, replace(known or Adoption(choices), choices=replace(choices, esp=plan.esp)))
@@ -118,7 +125,7 @@ def finish(job: Job) -> Done:
         plan = _without_blockers(_decide(job, work.volume, choices, known))
         loader = _check_loader(choices, plan, job.signals)
         adoptwork.recover(work)
-        _require_unused(work, known, plan)
+        _require_unused(work.volume, known, plan)
         preflight.require_space(work)
         name, found = _make(work, plan, known, job.argv)
         entry, warnings = _install_menu(work, plan, choices, loader, found.boot_paths[0])
@@ -184,23 +191,23 @@ def _rehearse(work: Work, plan: Plan) -> None:
 # ---- the first generation --------------------------------------------------------------------------------
 
 
-def _require_unused(work: Work, known: Adoption, plan: Plan) -> None:
+def _require_unused(opened: Volume, known: Adoption, plan: Plan) -> None:
     """Raises Refused where a common holds what this adoption has not put there, or `current` leads to another
     generation than it has made: then the new system is in use."""
-    reason = next(_uses(work, known, plan), "")
+    reason = next(_uses(opened, known, plan), "")
     if reason:
         raise Refused(
-            f"the new system is in use already: {reason}; nothing was changed",
+            f"{_IN_USE}: {reason}; nothing was changed",
             hint="there is nothing to finish: boot it, or look at it with apk-atomic --atomic-volume DEVICE status",
         )
 
 
-def _uses(work: Work, known: Adoption, plan: Plan) -> Iterator[str]:
-    if adoptwork.has_pointer(work.volume):
-        slots = volume.slot_links(work.volume, volume.current_links(work.volume))
-        if not {*slots, *files.list_names(work.volume.top, journal.SNAPSHOTS)} <= {*known.generations}:
+def _uses(opened: Volume, known: Adoption, plan: Plan) -> Iterator[str]:
+    if adoptwork.has_pointer(opened):
+        slots = volume.slot_links(opened, volume.current_links(opened))
+        if not {*slots, *files.list_names(opened.top, journal.SNAPSHOTS)} <= {*known.generations}:
             yield "it has generations of its own"
-    for name in newcommons.used(work.volume, known, plan):
+    for name in newcommons.used(opened, known, plan):
         yield f"commons/{name} has changed"
 
 
@@ -222,6 +229,7 @@ def _make(work: Work, plan: Plan, known: Adoption, argv: tuple[str, ...]) -> tup
             _lay_out(first, found, argv, clock)
         with clock.step("seal"):
             journal.seal(work.volume, name)
+        _require_unused(work.volume, known, plan)  # to copy took its time
         pointer.check(work.volume, name, before, found.boot_paths)
         work.signals.check()
         work.signals.settle()

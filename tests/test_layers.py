@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "apk_atomic"
 # From the bottom up. A row is a layer of the design, or a part of one: a module imports modules of the rows below
 # its own and no others of ours.
 LAYERS = (
-    ("errors", "faults", "immutable", "btrfs_ioctl", "verdict", "names", "applets", "holds", "schedule"),
+    ("errors", "faults", "immutable", "btrfs_ioctl", "exchange", "verdict", "names", "applets", "holds", "schedule"),
     ("model", "grammar"),
     ("retention", "atomic_options", "autoplan"),
     ("cmdline",),

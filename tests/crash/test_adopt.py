@@ -92,9 +92,32 @@ def test_a_second_finish_is_killed(old: OldSystem, point: str) -> None:
     assert old.adopt("--finish").status == 0
     assert old.adopt("--finish", APK_ATOMIC_FAULT=f"{point}:kill").status == -9
     assert btrfsctl.is_subvolume(old.generation())
+    assert_mounts_all(old)
     runs_as_before(old, before)
     finished(old)
     assert old.tree() == before
+
+
+def assert_mounts_all(old: OldSystem) -> None:
+    """What slot 0 leads to has its commons, whichever copies these are."""
+    commons = old.top / "commons"
+    assert all(btrfsctl.is_subvolume(commons / name) for name in ("@home", "@var@cache", "@var@log"))
+    assert (commons / "@home/user/file").read_text() == "mine"
+    assert (commons / "@var@log/messages").read_text() == "a line\n"
+    guest = old.boot_new()
+    assert guest.run(["cat", "/home/user/file"], check=True).stdout == "mine"
+
+
+def test_a_second_finish_that_fails_keeps_the_commons(old: OldSystem) -> None:
+    """Some are exchanged already: slot 0 mounts old and new ones, nobody has used any, and it can be done again."""
+    old.boot()
+    assert old.adopt(*ADOPT).status == 0
+    assert old.adopt("--finish").status == 0
+    assert old.adopt("--finish", APK_ATOMIC_FAULT="moved:fail").status != 0
+    assert os.listdir(old.top / "staging") == []
+    assert_mounts_all(old)
+    old.boot()
+    finished(old)
 
 
 @pytest.mark.parametrize(("action", "status"), [("fail", 104), ("full", 103), ("term", 143)])

@@ -182,6 +182,73 @@ def test_a_finish_may_be_repeated_until_the_new_system_is_used(old: OldSystem) -
     assert (old.top / "commons/@var@log/messages").read_text() == "a line\nbooted\n"
 
 
+def in_home(command: str) -> Callable[[OldSystem], None]:
+    """Something done by the new system."""
+
+    def use(old: OldSystem) -> None:
+        old.boot_new().run(["sh", "-c", f"cd /home && {command} && sync"], check=True)
+
+    return use
+
+
+def subvolume_in_home(old: OldSystem) -> None:
+    old.boot_new()
+    btrfsctl.create_subvolume(old.top / "commons/@home/bob")
+
+
+def clock_was_ahead(old: OldSystem) -> None:
+    """The finish saw a clock that was set right since."""
+    path = old.top / "state/adopt.json"
+    state = json.loads(path.read_text())
+    for each in state["copied"].values():
+        each["start"] += 3600
+        each["moment"] += 3600
+    path.write_text(json.dumps(state))
+    in_home("echo new >user/file")(old)
+
+
+def record_of_once(old: OldSystem) -> None:
+    """What was written down by a version that did not look so closely."""
+    path = old.top / "state/adopt.json"
+    state = json.loads(path.read_text())
+    state["copied"] = {
+        uuid: {name: each[name] for name in ("transid", "moment")} for uuid, each in state["copied"].items()
+    }
+    path.write_text(json.dumps(state))
+
+
+USES = {
+    "subvolume": subvolume_in_home,
+    "clock": clock_was_ahead,
+    "record": record_of_once,
+    "removed": in_home("rm secret"),
+    "removed directory": in_home("rmdir empty"),
+    "mode": in_home("chmod 700 ."),
+    "owner": in_home("chown 7:8 ."),
+    "moved": in_home("mv secret user/secret"),
+    "below": in_home("chmod 600 user/file"),
+    "new": in_home("touch user/new"),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_the_new_system_did_is_not_made_undone(top: OldSystem, use: Callable[[OldSystem], None]) -> None:
+    (top.root / "home/secret").write_text("secret")
+    (top.root / "home/empty").mkdir()
+    top.boot()
+    done(top.adopt(*ADOPT))
+    done(top.adopt("--finish"))
+    use(top)
+    home = top.top / "commons/@home"
+    before, state = listing(home), (top.top / "state/adopt.json").read_bytes()
+    top.boot()
+    for words in ((*ADOPT, "--dry-run"), ADOPT, ("--finish", "--dry-run"), ("--finish",)):
+        said = top.adopt(*words)
+        assert (said.status, "in use already: commons/@home has changed" in said.stderr) == (106, True), said.stderr
+    assert (listing(home), (top.top / "state/adopt.json").read_bytes()) == (before, state)
+    assert (home / "bob").exists() == (use is subvolume_in_home)
+
+
 def test_the_readme(top: OldSystem) -> None:
     """Its commands, in their order; where the ESP is, is added."""
     chapter = README.read_text().partition("## Taking over an existing system\n")[2].partition("\n## ")[0]
