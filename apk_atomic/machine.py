@@ -52,7 +52,8 @@ def supplies(directory: str = SUPPLIES) -> tuple[Supply, ...]:
 def sessions(proc: str = "/proc", directory: str = SESSIONS) -> tuple[Session, ...]:
     """Everybody with a login shell who has a process with a controlling terminal, and elogind's sessions.
 
-    Alpine's utmp is usually empty, so nobody asks it.
+    What has a mount or PID namespace of its own is a container, and its terminal is nobody's who is logged in here: who
+    is and started it has a shell outside of it. Alpine's utmp is usually empty, so nobody asks it.
     """
     return tuple(sorted({*_on_terminals(proc), *_of_elogind(directory)}))
 
@@ -68,7 +69,7 @@ def _on_terminals(proc: str) -> Iterator[Session]:
         if number == 0 or head.partition("(")[2] in _NOBODY:
             continue
         user = _login(f"{proc}/{name}")
-        if user:
+        if user and not _is_apart(proc, name):
             terminals = _terminals() if terminals is None else terminals
             yield Session(user, terminals.get(_device(number), ""))
 
@@ -85,6 +86,15 @@ def _login(process: str) -> str:
     except (OSError, KeyError):
         return ""
     return "" if os.path.basename(entry.pw_shell) in _NO_SHELLS else entry.pw_name
+
+
+def _is_apart(proc: str, name: str) -> bool:
+    """Whether a process has another mount or PID namespace than init; what cannot be read is not apart."""
+    theirs, inits = (f"{proc}/{each}/ns" for each in (name, "1"))
+    try:
+        return any(os.readlink(f"{theirs}/{kind}") != os.readlink(f"{inits}/{kind}") for kind in ("mnt", "pid"))
+    except OSError:
+        return False
 
 
 def _terminals() -> dict[int, str]:

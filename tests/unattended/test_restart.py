@@ -38,17 +38,20 @@ while True:
 """
 
 
-def alone(house: House, *argv: str, login: tuple[str, str] = ("", ""), before: str = ":") -> Result:
-    """A command with nobody logged in, or one user, whose process is called like that; no daily job was missed."""
+def alone(
+    house: House, *argv: str, login: tuple[str, str] = ("", ""), before: str = ":", within: str = ""
+) -> Result:
+    """A command with nobody logged in, or one user, whose process is called like that and started by `within`; no daily
+    job was missed."""
     uid, name = login
     script = before
     if uid:
         Path(house.guest.root, "tmp/login.py").write_text(LOGIN)
         script = (
-            f"{before}\npython3 /tmp/login.py {uid} {name} &\n"
+            f"{before}\n{within} python3 /tmp/login.py {uid} {name} &\n"
             'while [ ! -e /var/log/logged-in ]; do sleep 0.01; done; sleep 0.1\n'
         )
-    program = f'mount -t proc proc /proc; : >{SEEN}\n{script}\n"$@"'
+    program = f'mount -t proc proc /proc; : >{SEEN}\n{script}\n"$@"; exit $?'  # so that the shell stays init
     return house.guest.run(["unshare", "-p", "-f", "-m", "sh", "-c", program, "sh", *argv])
 
 
@@ -255,6 +258,15 @@ def test_nobody_is_logged_in(house: House, login: tuple[str, str]) -> None:
     staged(house)
     house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=86400)
     alone(house, QUARTERLY, login=login)
+    assert (on_terminal(house), reboots(house)) == ("", 1)
+
+
+@pytest.mark.parametrize("within", ["unshare -m", "unshare -p -f"])
+def test_container_is_nobody_who_is_logged_in(house: House, within: str) -> None:
+    """Its terminal is in another /dev/pts as a rule, where nobody could be warned: there would be no reboot, ever."""
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=86400)
+    alone(house, QUARTERLY, login=("0", "sh"), within=within)
     assert (on_terminal(house), reboots(house)) == ("", 1)
 
 
