@@ -30,11 +30,16 @@ class Memory(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """A package set that must not be tried again by itself: its fingerprint, when (ISO-8601) and why it failed."""
+    """A package set that must not be tried again by itself: its fingerprint, when (ISO-8601) and why.
+
+    `changes`: where somebody went back from it, the names and versions that he went back from; then nothing that brings
+    all of them back is tried.
+    """
 
     set: str
     when: str = ""
     why: str = ""
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 # ---- the plan --------------------------------------------------------------------------------------------
@@ -85,6 +90,16 @@ def fingerprint(versions: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def brought(changes: PackageChanges) -> frozenset[tuple[str, str]]:
+    """Name and version of what the changes bring."""
+    return frozenset((*changes.added, *((name, new) for name, _, new in changes.upgraded)))
+
+
+def brought_over(base: Mapping[str, str], versions: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """The same for what one package set has and another one has not."""
+    return frozenset(versions.items()) - frozenset(base.items())
+
+
 def downloads(changes: PackageChanges) -> tuple[str, ...]:
     """Names of the packages whose files the upgrade needs."""
     return tuple(
@@ -129,7 +144,10 @@ def parse_denied(data: bytes) -> tuple[Denied, ...]:
     if not isinstance(entries, list):
         return ()
     known = [each for each in entries if isinstance(each, dict) and isinstance(each.get("set"), str)]
-    return tuple(Denied(each["set"], str(each.get("when", "")), str(each.get("why", ""))) for each in known)
+    return tuple(
+        Denied(each["set"], str(each.get("when", "")), str(each.get("why", "")), _pairs(each.get("changes")))
+        for each in known
+    )
 
 
 def format_denied(known: Iterable[Denied]) -> bytes:
@@ -137,6 +155,14 @@ def format_denied(known: Iterable[Denied]) -> bytes:
     last = {each.set: each for each in known}
     entries = [each._asdict() for each in last.values()][-_DENIED_KEPT:]
     return json.dumps({"version": VERSION, "denied": entries}, indent=1).encode() + b"\n"
+
+
+def _pairs(found: object) -> tuple[tuple[str, str], ...]:
+    """Lists of a name and a version; () where anything else is among them: to hold back too little is no harm."""
+    if not isinstance(found, list):
+        return ()
+    are_pairs = all(isinstance(each, list) and [type(word) for word in each] == [str, str] for each in found)
+    return tuple((each[0], each[1]) for each in found) if are_pairs else ()
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from apk_atomic import (
     autoplan,
     btrfs,
     cmdline,
-    files,
-    installed,
     machine,
     planning,
     remembered,
@@ -203,36 +201,28 @@ def _key(plan: Plan, outcome: str) -> str:
 
 
 def _known_bad(opened: Volume, plan: Plan) -> str:
-    """Why the planned package set must not be tried by itself, '' when it may.
+    """Why the plan must not be tried by itself, '' when it may.
 
-    It failed; or a generation has it that is marked as failed, or newer than the base: then somebody went back from it.
+    Its package set failed; or it brings all that somebody went back from, or that a generation has over the base which
+    is marked as failed, or newer than the base: then somebody went back from that.
     """
-    for denied in remembered.denied(opened):
-        if denied.set == plan.set:
-            return f"these packages failed on {denied.when}: {denied.why}; --now tries them again"
+    brings = autoplan.brought(plan.changes)
     state = volume.read_state(opened)
-    base = state.find(plan.base)
+    base, present = state.find(plan.base), remembered.packages(opened, plan.base)
     for each in sorted(state.generations, key=lambda each: -each.order):
         newer = base is not None and each.order > base.order
-        if each.id != plan.base and each.sealed and (each.failed or newer) and _set_of(opened, each.id) == plan.set:
-            what = "failed" if each.failed else "was left for an older one"
-            return f"generation {each.id} has these packages and {what}; apk-atomic rollback {each.id} goes to it"
+        if each.id != plan.base and each.sealed and (each.failed or newer):
+            theirs = remembered.packages(opened, each.id)
+            over = autoplan.brought_over(present, theirs)
+            if autoplan.fingerprint(theirs) == plan.set or (over and over <= brings):
+                what = "failed" if each.failed else "was left for an older one"
+                return f"generation {each.id} has these packages and {what}; apk-atomic rollback {each.id} goes to it"
+    for denied in remembered.denied(opened):
+        if denied.set == plan.set and not denied.changes:
+            return f"these packages failed on {denied.when}: {denied.why}; --now tries them again"
+        if denied.changes and brings.issuperset(denied.changes):
+            return f"{denied.why} on {denied.when}; --now brings them back"
     return ""
-
-
-def _set_of(opened: Volume, name: str) -> str:
-    """The fingerprint of a generation's packages, '' where it cannot be read."""
-    try:
-        root = volume.open_root(opened, name)
-    except CheckFailed:
-        return ""
-    try:
-        found = installed.packages(files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT))
-    except OSError:
-        return ""
-    finally:
-        os.close(root)
-    return autoplan.fingerprint({name: package.version for name, package in found.items()})
 
 
 def _deny(work: Work, plan: Plan, error: AtomicError) -> None:

@@ -78,7 +78,7 @@ def test_memory_comes_back(finished: float | None, downloaded: tuple[str, ...], 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["finished", "downloaded", "reported", "denied", "set", "when"]), inner),
+    | st.dictionaries(st.sampled_from([*Memory._fields, *Denied._fields, "denied"]), inner),
 )
 
 
@@ -88,6 +88,17 @@ def test_any_bytes_are_remembered_as_something(data: bytes) -> None:
     assert autoplan.parse_memory(autoplan.format_memory(memory)) == memory
     denied = autoplan.parse_denied(data)
     assert autoplan.parse_denied(autoplan.format_denied(denied)) == tuple({each.set: each for each in denied}.values())
+
+
+def test_what_somebody_went_back_from() -> None:
+    changes = PackageChanges((("new", "1"),), (("old", "1"),), (("a", "1", "2"),), ("same",))
+    assert autoplan.brought(changes) == {("new", "1"), ("a", "2")}
+    before = {"a": "1", "old": "1", "same": "1", "b": "1"}
+    assert autoplan.brought_over(before, autoplan.applied(before, changes)) == autoplan.brought(changes)
+    entry = Denied("x", "then", "why", (("a", "2"), ("new", "1")))
+    assert autoplan.parse_denied(autoplan.format_denied([entry])) == (entry,)
+    damaged = json.dumps({"denied": [{"set": "x", "changes": [["a", 2]]}, {"set": "y", "changes": ["ab"]}]}).encode()
+    assert autoplan.parse_denied(damaged) == (Denied("x"), Denied("y"))
 
 
 def test_denied_sets_are_few_and_the_newest() -> None:

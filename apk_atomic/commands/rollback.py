@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apk_atomic import bootable, preflight, repoint, session, volume
+from apk_atomic import bootable, preflight, remembered, repoint, session, volume
 from apk_atomic.context import Context
 from apk_atomic.errors import CheckFailed
 from apk_atomic.model import State
@@ -29,6 +29,7 @@ def rollback(context: Context, target: str | None, *, force: bool = False, wait:
         slots = slots_after_rollback(state, chosen, slot_count(work, state))
         boot_paths = _prove(work, state, chosen, force=force)
         repoint.point_at(work, state, slots, boot_paths=boot_paths)
+        session.after_switch(work, lambda: remembered.went_back(work.volume, state, state.next, chosen))
         after = "it runs already" if chosen == state.booted else "it runs after the reboot"
         context.console.note(f"generation {chosen} is next; {after if work.volume.running else 'it boots next'}")
     return 0
@@ -75,6 +76,7 @@ def discard(context: Context, *, wait: float = 0) -> int:
         repoint.point_at(work, state, slots)
         what = "no longer next" if state.chosen else "discarded"
         context.console.note(f"generation {state.next} is {what}; {state.booted} is next")
+        session.after_switch(work, lambda: remembered.went_back(work.volume, state, state.next, slots[0]))
         session.after_switch(work, lambda: _drop(work, state, slots), lambda: session.announce(work))
     return 0
 

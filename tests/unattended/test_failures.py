@@ -58,6 +58,26 @@ def test_what_somebody_went_back_from_does_not_come_back(house: House) -> None:
     house.committed()
 
 
+@pytest.mark.parametrize("back", ["rollback", "discard"])
+def test_it_does_not_come_back_in_other_company(house: House, back: str) -> None:
+    """Nor when something else is new, on top of other packages, or when the generation itself is long gone."""
+    house.release("other", "1.0-r0")
+    house.guest.run(["apk-atomic", "add", "other"], check=True)
+    house.trial.reboot()
+    house.release("hello", "2.0-r0")
+    new = house.committed()
+    house.guest.run(["apk-atomic", back], check=True)
+    house.release("other", "1.1-r0")
+    house.nothing(outcome="held")
+    house.release("extra", "1.0-r0")
+    house.guest.run(["apk-atomic", "add", "extra"], check=True)
+    house.guest.run(["apk-atomic", "gc"], check=True)
+    assert f"somebody went back from generation {new}" in house.nothing(outcome="held")["message"]
+    house.release("hello", "2.0-r1")
+    house.committed()
+    assert (house.content("hello"), house.content("other")) == ("2.0-r1", "1.1-r0")
+
+
 def test_what_failed_at_boot_does_not_come_back(house: House) -> None:
     """Boot health marks a generation as failed and puts the old one in slot 0: the mark is enough."""
     house.release("hello", "2.0-r0")
