@@ -40,7 +40,7 @@ def consider(run: Run, tell: Callable[[Event], None]) -> Event:
             return _restart(run, tell)
         seconds = auto.reboot_warning_seconds
         span = f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
-        text = f"apk-atomic: this machine reboots in {span}; to prevent it: touch {auto.inhibit}"
+        text = f"apk-atomic: this machine reboots in {span}; to prevent it, as root: touch {auto.inhibit}"
         told = machine.warn(verdict.warn, text)
         if not told.issuperset(session.terminal for session in verdict.warn):
             return Event("skipped", "somebody is logged in and could not be warned")

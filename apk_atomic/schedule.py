@@ -35,14 +35,17 @@ class Window(NamedTuple):
 
 
 def parse_window(text: str) -> Window | None:
-    """`Sat,Sun 02:00-05:30`, `Mon-Fri 23:00-01:00`, or `03:00-04:00` for every day; None for what is none of these."""
+    """`Sat,Sun 02:00-05:30`, `Mon-Fri 23:00-01:00`, or `03:00-04:00` for every day; None for what is none of these.
+
+    What closes when it opens is refused, for it could mean a minute or a day; that is `00:00-24:00`.
+    """
     words = text.lower().split()
     if len(words) not in (1, 2):
         return None
     days = _days(words[0]) if len(words) == 2 else frozenset(range(7))
     start, dash, end = words[-1].partition("-")
     opens, closes = _minutes(start), _minutes(end)
-    if not days or not dash or opens is None or closes is None or opens == _DAY:
+    if not days or not dash or opens is None or closes is None or opens in (_DAY, closes):
         return None
     return Window(days, opens, (closes - opens) % _DAY or _DAY)
 
