@@ -25,7 +25,8 @@ _CLONE = 0x40049409  # FICLONE
 _LONG = struct.Struct("@l")
 _GETFLAGS, _SETFLAGS = 0x80006601 | _LONG.size << 16, 0x40006602 | _LONG.size << 16
 _NOCOW, _INHERITED = 0x00800000, 0x00000004 | 0x00000400 | 0x00800000  # C; c, m, C: only while a file is empty
-_LAST = 0x00000010 | 0x00000020 | 0x00000040 | 0x00000080  # i, a, d, A: when all else is done
+_LAST = 0x00000008 | 0x00000010 | 0x00000020 | 0x00000040 | 0x00000080 | 0x00010000  # S, i, a, d, A, D: in the end
+_NO_MATTER = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODATA)  # btrfs.compression where a file is not to be compressed
 _PLACEHOLDER = 2  # inode of the empty directory that stands for a subvolume in a snapshot
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -84,6 +85,7 @@ def _copy_entries(job: _Copy, path: str, is_live: bool) -> None:
         if is_live and btrfs.is_subvolume(old) and btrfs.get_readonly(old):
             return  # a snapshot
         new = _open(stack, job.target, path, _DIRECTORY)
+        _set_flags(old, new, _INHERITED)
         for name in sorted(os.listdir(old)):
             with suppress(FileNotFoundError) if is_live else nullcontext():  # what lives may go meanwhile
                 _copy_entry(job, old, new, name, name if path == "." else f"{path}/{name}", is_live)
@@ -127,6 +129,7 @@ def _copy_one(job: _Copy, old: int, new: int, name: str, place: str, status: os.
     os.chown(name, status.st_uid, status.st_gid, dir_fd=new, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=new)  # chown took setuid away
+    _copy_xattrs(f"{files.fd_path(old)}/{name}", f"{files.fd_path(new)}/{name}")
     os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=new, follow_symlinks=False)
 
 
@@ -158,10 +161,19 @@ def _copy_attributes(old: int, new: int) -> None:
     status = os.fstat(old)
     os.fchown(new, status.st_uid, status.st_gid)
     os.fchmod(new, stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(old):
-        with suppress(OSError):  # btrfs.compression where a file is not to be compressed
-            os.setxattr(new, name, os.getxattr(old, name))
+    _copy_xattrs(old, new)
     os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_xattrs(old: int | str, new: int | str) -> None:
+    """Of a descriptor, or of a path that may be a link."""
+    links = {"follow_symlinks": False} if isinstance(old, str) else {}
+    for name in os.listxattr(old, **links):
+        try:
+            os.setxattr(new, name, os.getxattr(old, name, **links), **links)
+        except OSError as error:
+            if error.errno not in _NO_MATTER:
+                raise
 
 
 def _flags(fd: int) -> int:
