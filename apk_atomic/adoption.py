@@ -18,6 +18,9 @@ LAYOUT = ("commons", "current", "fstab", "links", "next", "snapshots", "staging"
 TOP = "/"
 _OWN_WORDS = ("BOOT_IMAGE=", "root=", "rootfstype=", "rootflags=", "initrd=", "panic=", "resume=", "subvol=")
 _OWN_FLAGS = ("ro", "rw")
+# What somebody typed at the old menu for one boot, to repair something
+_ONCE = frozenset(("1", "S", "s", "single", "emergency", "rescue", "break", "overlaytmpfs"))
+_ONCE_WORDS = ("init=", "rdinit=", "break=", "overlaytmpfs=")
 _STACKS = {"crypt": "encrypted (LUKS)", "lvm": "on LVM", "raid": "on RAID", "mapper": "on a device mapper device"}
 
 
@@ -32,7 +35,7 @@ class OldSystem:
     names of the layout at the top level that hold something of others. `esp` is how the ESP is named for good, "" for
     none. `kernels`: flavors; None where the kernel's file system is not mounted now. `state_directories`: what in
     var/lib holds files. `volume_name`: the GUID of the volume's partition or the volume's label. `odd`: mount
-    points of wanted commons that are there, but are no directories.
+    points of wanted commons that are there, but are no directories. `options`: what the volume is mounted with.
     """
 
     device: str
@@ -60,6 +63,7 @@ class OldSystem:
     cmdline: str = ""
     volume_name: str = "ROOT"
     odd: frozenset[str] = frozenset()
+    options: tuple[str, ...] = ()
     has_apk_atomic: bool = True
 
 
@@ -188,13 +192,24 @@ def _blockers(old: OldSystem, choices: Choices) -> Iterator[str]:
 def _refind_blockers(old: OldSystem) -> Iterator[str]:
     if old.checksum.startswith("blake2"):
         yield f"the volume has {old.checksum} checksums, which mkinitfs cannot mount"
-    if "compress=lzo" in old.fstab or "compress-force=lzo" in old.fstab:
+    if any(option.startswith(("compress=lzo", "compress-force=lzo")) for option in _mount_options(old)):
         yield (
-            "etc/fstab says compress=lzo, which rEFInd cannot read: say zstd there, then: "
-            "btrfs filesystem defragment -r -czstd /boot"
+            "the volume is mounted with compress=lzo, by etc/fstab, by rootflags= or now, which rEFInd cannot read: "
+            "say zstd there, reboot, then: btrfs filesystem defragment -r -czstd /boot"
         )
     if not old.volume_name:
         yield "rEFInd finds a volume by its partition or label, and this has neither: btrfs filesystem label / ROOT"
+
+
+def _mount_options(old: OldSystem) -> Iterator[str]:
+    """Of the volume: as it is mounted, by the command line, by etc/fstab."""
+    yield from old.options
+    for word in old.cmdline.split():
+        if word.startswith("rootflags="):
+            yield from word.removeprefix("rootflags=").split(",")
+    for entry in fstab.parse(old.fstab):
+        if entry.mountpoint == "/" or entry.device in old.names:
+            yield from entry.options
 
 
 def _boot_blockers(old: OldSystem, separate: Separate | None) -> Iterator[str]:
@@ -224,6 +239,9 @@ def _warnings(old: OldSystem, converted: oldfstab.Converted) -> Iterator[str]:
         yield "Secure Boot is on: the firmware starts only a loader that is signed by a key it knows"
     if not old.has_apk_atomic:
         yield "apk-atomic is not installed as /usr/bin/apk-atomic: the new system would not have it"
+    once = [word for word in old.cmdline.split() if _is_for_once(word)]
+    if once:
+        yield f"left out of the new command line: {' '.join(once)}; --append says what it has"
     yield from oldcommons.hidden_mounts(converted.commons, converted.text, old.mounted)
     points = [fstab.mountpoint(name) for name in converted.commons]
     sealed = [name for name in old.state_directories if not any(is_below(f"/{name}", point) for point in points)]
@@ -262,5 +280,10 @@ def _menu_words(old: OldSystem, choices: Choices) -> tuple[str, str]:
     resume = next((word.partition("=")[2] for word in reversed(words) if word.startswith("resume=")), "")
     if old.swap_files and any(word.startswith("resume_offset=") for word in words):
         resume, words = "", [word for word in words if not word.startswith("resume_offset=")]
-    kept = [word for word in words if word not in _OWN_FLAGS and not word.startswith(_OWN_WORDS)]
+    ours = [word for word in words if word in _OWN_FLAGS or word.startswith(_OWN_WORDS)]
+    kept = [word for word in words if word not in ours and not _is_for_once(word)]
     return (" ".join(kept) if choices.append is None else choices.append), resume
+
+
+def _is_for_once(word: str) -> bool:
+    return word in _ONCE or word.startswith(_ONCE_WORDS)

@@ -39,6 +39,7 @@ def describe(plan: Plan, choices: Choices, device: str) -> tuple[str, ...]:
         f"kernel    {kernel}",
         f"loader    {choices.loader} on the ESP {plan.esp}, behind the old one, which stays the default",
     ]
+    lines += [f"options   {' '.join(words)}"] if (words := _kernel_words(plan)) else []
     lines += [f"as is     {', '.join(plan.shared)}"] if plan.shared else []
     lines += [f"swap      {line}" for line in _swap(plan)]
     lines += [f"inside    subvolume /{each.path}: {_FATES[each.fate]}" for each in plan.nested]
@@ -50,6 +51,11 @@ _FATES = {
     "mounted": "mounted by its line of etc/fstab, as now",
     "left": "empty in the new system; what is in it stays in the old one",
 }
+
+
+def _kernel_words(plan: Plan) -> tuple[str, ...]:
+    """What the new command line has of the old one."""
+    return tuple(filter(None, (f"resume={plan.resume}" if plan.resume else "", plan.append)))
 
 
 def _swap(plan: Plan) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from apk_atomic import bootable, bootmenu, files, kernel, loaders, nvram, volume
 from apk_atomic.bootable import MENU
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.config import Config
-from apk_atomic.errors import CheckFailed, UsageError
+from apk_atomic.errors import CheckFailed, Refused, UsageError
 from apk_atomic.esp import Esp
 from apk_atomic.loaders import DIRECTORY, LoaderFiles
 from apk_atomic.session import Work
@@ -164,6 +165,7 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: 
     takes it away: the paths of the menu before, and where nobody knows it, all that boot/ of slot 0 holds. So it stays
     where firmware is not known to start our loader: see `confirm`.
     """
+    require_own(esp, loader, work.volume.fsid)
     before = bootable.menu_document(work.volume)
     kept = tuple(dict.fromkeys((*menu.paths, *_kept(work.volume))))
     _write_state(work.volume, {**bootmenu.document(menu), "paths": list(kept)})
@@ -175,6 +177,18 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: 
     if result.fallback:
         _write_state(work.volume, bootmenu.document(menu))
     return result
+
+
+def require_own(esp: Esp, loader: LoaderFiles, fsid: str) -> None:
+    """Raises Refused where the menu that would be replaced boots another volume."""
+    path = f"{DIRECTORY}/{loader.config}"
+    text = (esp.read(path) or b"").decode("ascii", "replace")
+    others = {uuid.lower() for uuid in re.findall(r"root=UUID=([0-9A-Fa-f-]+)", text)} - {fsid.lower()}
+    if others:
+        raise Refused(
+            f"{path} of the ESP is the menu of another system, on UUID={min(others)}; nothing was changed",
+            hint=f"an ESP has room for one system with apk-atomic: if the other is gone, remove {path} there",
+        )
 
 
 def confirm(work: Work, device: str, loader: LoaderFiles, menu: Menu) -> None:

@@ -104,6 +104,7 @@ def look(opened: Volume, subvolume: str, choices: Choices, signals: Signals, *, 
             cmdline=_line("/proc/cmdline"),
             volume_name=_volume_name(opened, signals),
             odd=frozenset(_odd(root, [fstab.mountpoint(name) for name in choices.commons])),
+            options=next((mount.super_options for mount in reversed(table) if mount.point == "/"), ()),
             has_apk_atomic=lookup.is_file(root, _PROGRAM),
         )
     finally:

@@ -101,7 +101,7 @@ def prepare(job: Job, choices: Choices) -> Plan:
         plan = _without_blockers(_decide(job, work.volume, choices, known))
         if known:
             _require_unused(work.volume, known, plan)
-        _check_loader(choices, plan, job.signals)
+        _check_loader(choices, plan, work.volume.fsid, job.signals)
         preflight.require_space(work)
         adoptstate.write(work.volume, replace(known or Adoption(choices), choices=replace(choices, esp=plan.esp)))
         adoptwork.recover(work)
@@ -123,7 +123,7 @@ def finish(job: Job) -> Done:
         known = _require(adoptstate.read(work.volume))
         choices = known.choices
         plan = _without_blockers(_decide(job, work.volume, choices, known))
-        loader = _check_loader(choices, plan, job.signals)
+        loader = _check_loader(choices, plan, work.volume.fsid, job.signals)
         adoptwork.recover(work)
         _require_unused(work.volume, known, plan)
         preflight.require_space(work)
@@ -154,10 +154,12 @@ def _without_blockers(plan: Plan) -> Plan:
     return plan
 
 
-def _check_loader(choices: Choices, plan: Plan, signals: Signals) -> LoaderFiles:
-    """That the loader's files and the ESP can be read. Raises UsageError, CheckFailed."""
+def _check_loader(choices: Choices, plan: Plan, fsid: str, signals: Signals) -> LoaderFiles:
+    """That the loader's files and the ESP can be read, and no other system's menu is on it. Raises UsageError,
+    CheckFailed, Refused."""
     found = loaders.find(choices.loader, [choices.refind or f"/{loaders.REFIND}"], signals)
-    with esp.opened(_esp_place(plan), signals):
+    with esp.opened(_esp_place(plan), signals) as target:
+        bootinstall.require_own(target, found, fsid)
         return found
 
 

@@ -160,6 +160,9 @@ def test_a_plain_system_can_be_adopted() -> None:
         ({"default_subvolume": 257}, "set-default 5"),
         ({"checksum": "blake2b"}, "blake2b checksums"),
         ({"fstab": ROOT.replace("zstd:3", "lzo")}, "compress=lzo"),
+        ({"fstab": f"{ROOT}\nLABEL=ROOT /srv btrfs subvol=srv,compress-force=lzo 0 0\n"}, "compress=lzo"),
+        ({"options": ("rw", "compress=lzo", "subvol=/")}, "compress=lzo"),
+        ({"cmdline": "quiet rootflags=subvol=@,compress=lzo"}, "compress=lzo"),
         ({"volume_name": ""}, "btrfs filesystem label"),
         ({"taken": ("snapshots",)}, "snapshots at the top level"),
         ({"swap_files": {"/swapfile": 1}, "swapping": frozenset({"/swapfile"})}, "--swap move"),
@@ -268,6 +271,11 @@ def test_what_stands_against_refind_does_not_against_grub(facts: dict[str, Any])
     assert plan(replace(CHOICES, loader=Loader.GRUB), **facts).blockers == ()
 
 
+def test_what_is_only_said_of_lzo() -> None:
+    text = f"# once compress=lzo\n{ROOT}\n/dev/sdb1 /srv btrfs compress=lzo 0 0\n"
+    assert plan(fstab=text, options=("rw", "compress=zstd:3")).blockers == ()
+
+
 def test_at_shutdown_a_boot_of_its_own_cannot_be_looked_into() -> None:
     assert plan(kernels=None, fstab=f"{ROOT}\n/dev/vda3 /boot ext4 rw 0 0\n").blockers == ()
 
@@ -276,6 +284,7 @@ def test_at_shutdown_a_boot_of_its_own_cannot_be_looked_into() -> None:
     ("facts", "says"),
     [
         ({"secure_boot": True}, "Secure Boot"),
+        ({"cmdline": "quiet single init=/bin/sh"}, "the new command line: single init=/bin/sh;"),
         ({"has_apk_atomic": False}, "/usr/bin/apk-atomic"),
         ({"state_directories": ("var/lib/a", "var/lib/b")}, "(--common @var@lib@a): /var/lib/a, /var/lib/b"),
         ({"fstab": f"{ROOT}\nhalf a\n"}, "half a"),
@@ -310,6 +319,8 @@ def test_no_swap_file_is_made_where_there_was_none() -> None:
     [
         ("", "", ""),
         ("ro root=LABEL=x rootflags=subvol=@ quiet resume=UUID=5 initrd=\\i panic=3", "quiet", "UUID=5"),
+        ("quiet single S 1 s emergency rescue init=/bin/sh rdinit=/x break=nlplug nr=1", "quiet nr=1", ""),
+        ("overlaytmpfs overlaytmpfs=y break quiet", "quiet", ""),
         ("console=ttyS0,115200 resume=/dev/a resume=/dev/b", "console=ttyS0,115200", "/dev/b"),
     ],
 )
@@ -429,9 +440,11 @@ def test_what_else_stays_behind() -> None:
 
 def test_the_plan_for_people_and_programs() -> None:
     choices = replace(CHOICES, swap="move")
-    found = plan(choices, swap_files={"/swapfile": 8 << 20}, nested=("home/a",), subvolume="/@")
+    words = "quiet resume=UUID=5"
+    found = plan(choices, swap_files={"/swapfile": 8 << 20}, nested=("home/a",), subvolume="/@", cmdline=words)
     text = "\n".join(adoptreport.describe(found, choices, "/dev/vda2"))
-    shown = ("subvolume @ of /dev/vda2", "/home, /var/cache, /var/log", "/swap/swapfile, 8 MiB", "subvolume /home/a")
+    shown = ("subvolume @ of /dev/vda2", "/home, /var/cache, /var/log", "/swap/swapfile, 8 MiB", "subvolume /home/a",
+             "options   resume=UUID=5 quiet")  # fmt: skip
     for words in shown:
         assert words in text
     document = adoptreport.document(found, choices)

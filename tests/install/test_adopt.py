@@ -31,6 +31,7 @@ eend() {{ return "$1"; }}
 start
 """
 NOCOW, IMMUTABLE = "C", "i"
+DIRECTORY_FLAGS = "CmcSDA"
 
 
 @pytest.fixture(params=["/", "/@"], ids=["top", "subvolume"])
@@ -535,8 +536,16 @@ def test_files_keep_all_that_they_have(top: OldSystem) -> None:
     assert (copy / "one").stat().st_ino == (copy / "dir/two").stat().st_ino
     flags = subprocess.check_output(["lsattr", copy / "nocow", copy / "fixed"], text=True).split()
     assert NOCOW in flags[0] and IMMUTABLE in flags[2]
+    assert flags_of(copy) == flags_of(home)
+    assert all(flag in flags_of(copy)[f"flag {flag}"] for flag in DIRECTORY_FLAGS)
     assert shares_data(home / "big", copy / "big")
     subprocess.run(["chattr", "-i", home / "fixed", copy / "fixed"], check=True)
+
+
+def flags_of(place: Path) -> dict[str, str]:
+    """By name, of what chattr can be asked about."""
+    names = sorted(path for path in place.iterdir() if path.is_dir() or (path.is_file() and not path.is_symlink()))
+    return {path.name: subprocess.check_output(["lsattr", "-d", path]).split()[0].decode() for path in names}
 
 
 def fill(home: Path) -> None:
@@ -561,6 +570,13 @@ def fill(home: Path) -> None:
     os.link(home / "fixed", home / "dir/fixed too")
     subprocess.run(["chattr", "+i", home / "fixed"], check=True)
     (home / "name with\nnewline \udcff").write_text("odd")
+    os.setxattr(home / "fifo", "trusted.note", b"kept")
+    os.setxattr(home / "link", "trusted.note", b"kept", follow_symlinks=False)
+    for flag in DIRECTORY_FLAGS:
+        (home / f"flag {flag}").mkdir()
+        subprocess.run(["chattr", f"+{flag}", home / f"flag {flag}"], check=True)
+    (home / "synchronous").touch()
+    subprocess.run(["chattr", "+S", home / "synchronous"], check=True)
     os.utime(home / "dir", ns=(1, 2))
 
 
@@ -569,7 +585,8 @@ def seen(place: Path) -> dict[str, tuple[object, ...]]:
     for path in sorted(place.rglob("*")):
         status = path.lstat()
         content = path.read_bytes() if path.is_file() and not path.is_symlink() and status.st_size < 1 << 24 else b""
-        attributes = [] if path.is_symlink() else [(name, os.getxattr(path, name)) for name in os.listxattr(path)]
+        names = os.listxattr(path, follow_symlinks=False)
+        attributes = [(name, os.getxattr(path, name, follow_symlinks=False)) for name in names]
         found[str(path.relative_to(place))] = (
             status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev, status.st_nlink,
             status.st_size, status.st_blocks, content, attributes, os.readlink(path) if path.is_symlink() else "",
@@ -686,6 +703,25 @@ def test_reasons_on_a_real_system(top: OldSystem, make: Callable[[OldSystem], st
         said = top.adopt(*words)
         assert (said.status, says in said.stderr) == (106, True), said.stderr
     assert (top.tree(), set(os.listdir(top.top)) & LAYOUT) == (before, set())
+
+
+def test_the_menu_of_another_system(top: OldSystem) -> None:
+    """Each in its turn: before anything is made, and when it came meanwhile."""
+    menu = top.esp / loaders.DIRECTORY / "refind.conf"
+    menu.parent.mkdir(parents=True)
+    text = 'options "root=UUID=AAAA-bbbb rootfstype=btrfs"\n'
+    menu.write_text(text)
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, "menu of another system, on UUID=aaaa-bbbb" in said.stderr) == (106, True), said.stderr
+    assert not set(os.listdir(top.top)) & LAYOUT
+    menu.unlink()
+    done(top.adopt(*ADOPT))
+    menu.write_text(text)
+    assert top.adopt("--finish").status == 106
+    assert menu.read_text() == text and not (top.top / "current").exists()
+    menu.write_text(text.replace("AAAA-bbbb", top.fsid))
+    done(top.adopt("--finish"))
 
 
 def test_two_devices(top: OldSystem) -> None:
