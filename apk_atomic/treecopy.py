@@ -27,6 +27,7 @@ _GETFLAGS, _SETFLAGS = 0x80006601 | _LONG.size << 16, 0x40006602 | _LONG.size <<
 _NOCOW, _INHERITED = 0x00800000, 0x00000004 | 0x00000400 | 0x00800000  # C; c, m, C: only while a file is empty
 _LAST = 0x00000008 | 0x00000010 | 0x00000020 | 0x00000040 | 0x00000080 | 0x00010000  # S, i, a, d, A, D: in the end
 _NO_MATTER = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODATA)  # btrfs.compression where a file is not to be compressed
+_LONG_PATH = 1000  # characters, of up to four bytes: PATH_MAX is 4096 bytes
 _PLACEHOLDER = 2  # inode of the empty directory that stands for a subvolume in a snapshot
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -71,6 +72,11 @@ def copy_content(source: int, target: int, live: int, check: Callable[[], None])
 
 
 def _open(stack: ExitStack, top: int, path: str, flags: int) -> int:
+    """By steps, where the path is longer than the kernel takes at once."""
+    while len(path) > _LONG_PATH:
+        head, path = path[: path.rindex("/", 0, _LONG_PATH)], path[path.rindex("/", 0, _LONG_PATH) + 1 :]
+        top = files.open_beneath(top, head, os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, top)
     fd = files.open_beneath(top, path, flags)
     stack.callback(os.close, fd)
     return fd
