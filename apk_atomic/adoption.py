@@ -7,7 +7,7 @@ know how facts are found (`oldsystem`) nor how the plan is carried out (`takeove
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apk_atomic import fstab, oldcommons, oldfstab
 from apk_atomic.bootmenu import Loader
@@ -122,6 +122,7 @@ class Plan:
 
 def decide(old: OldSystem, choices: Choices) -> Plan:
     """The plan; it is to be carried out only if it has no blockers."""
+    old = _without_kept_swap(old)
     move = choices.swap == "move" and bool(old.swap_files)
     volume = oldfstab.Volume(old.fsid, old.names, frozenset(old.swap_files), _esp_line(old.esp))
     converted = oldfstab.convert(old.fstab, volume, choices.commons, swap=move)
@@ -150,6 +151,15 @@ def decide(old: OldSystem, choices: Choices) -> Plan:
         used=tuple(sorted(_used(converted.text))),
         whole=oldfstab.points_of_top(converted.text, old.names),
     )
+
+
+def _without_kept_swap(old: OldSystem) -> OldSystem:
+    """Swap files of file systems and subvolumes that stay mounted as they are go on being used."""
+    points = oldcommons.kept_points(old.fstab) - {"/", "/boot"}
+    moving = {
+        path: size for path, size in old.swap_files.items() if not any(is_below(path, point) for point in points)
+    }
+    return replace(old, swap_files=moving, swapping=old.swapping & frozenset(moving))
 
 
 def _esp_line(esp: str) -> str:

@@ -23,6 +23,8 @@ from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 from apk_atomic.volume import TOP_LEVEL, Volume
 
+# There is nothing to collect in a system without generations
+ROOM = "delete files or old snapshots: btrfs filesystem usage / shows what is full"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -51,7 +53,7 @@ def at_work(job: Job) -> Iterator[Work]:
                 yield Work(opened, job.config, job.console, job.signals, lock.fd)
             point("unlocked")
     except OSError as error:
-        raise refusal(error) from error
+        raise refusal(error, ROOM) from error
 
 
 @contextmanager

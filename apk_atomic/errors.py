@@ -86,9 +86,13 @@ class Interrupted(AtomicError):
         self.exit_code = 128 + signum
 
 
-def refusal(error: OSError) -> AtomicError:
-    """What an error of the system means where it ends a command that has changed nothing, or taken it back."""
+_ROOM = "apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full"
+
+
+def refusal(error: OSError, room: str = _ROOM) -> AtomicError:
+    """What an error of the system means where it ends a command that has changed nothing, or taken it back; `room` is
+    the hint for a full volume."""
     text = f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(text, hint="apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full")
+        return NoSpace(text, hint=room)
     return CheckFailed(text, hint="dmesg may say more")

@@ -221,13 +221,14 @@ def _is_sealed(root: int, path: str) -> bool:
 
 def _taken(top: int) -> Iterator[str]:
     """Names of the layout that hold something: an empty directory may be anybody's, and ours from now on. A power cut
-    may have left one with the beginning of a file of ours."""
+    may have left one with the beginning of a file of ours. A subvolume is not: nothing can be renamed into it."""
     for name in adoption.LAYOUT:
         try:
             status = os.stat(name, dir_fd=top, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        if not stat.S_ISDIR(status.st_mode) or any(map(_is_lasting, files.list_names(top, name))):
+        is_plain = stat.S_ISDIR(status.st_mode) and not btrfs.is_subvolume(top, name)
+        if not is_plain or any(map(_is_lasting, files.list_names(top, name))):
             yield name
 
 

@@ -14,6 +14,7 @@ from apk_atomic.retention import Base, choose_base
 from apk_atomic.session import Work
 
 _TOP_LEVEL_ID = 5
+_ROOM = "apk-atomic gc collects old generations"
 
 
 def base_of(work: Work, wanted: str | None) -> Base:
@@ -59,8 +60,8 @@ def sleeping(work: Work) -> str:
     return f"resume={found.spec} holds a hibernated system, which would come back on a volume that changed under it"
 
 
-def require_space(work: Work) -> None:
-    """Raises NoSpace where the volume has less room than the configuration asks for."""
+def require_space(work: Work, room: str = _ROOM) -> None:
+    """Raises NoSpace, with the hint `room`, where the volume has less room than the configuration asks for."""
     free = btrfs.space(work.volume.top)
     least = work.config.volume
     for kind, has, needs in (
@@ -71,7 +72,7 @@ def require_space(work: Work) -> None:
             raise NoSpace(
                 f"only {has >> 20} MiB are free for {kind} on the volume, {needs >> 20} MiB are needed; "
                 "nothing was changed",
-                hint="apk-atomic gc collects old generations; [volume] min_free_* sets the limits",
+                hint=f"{room}; [volume] min_free_* sets the limits",
             )
 
 

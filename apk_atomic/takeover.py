@@ -46,7 +46,7 @@ from apk_atomic.adoptstate import Adoption
 from apk_atomic.adoptwork import Job as Job
 from apk_atomic.bootable import Bootable
 from apk_atomic.bootinstall import Wishes
-from apk_atomic.errors import AtomicError, CheckFailed, Interrupted, NotSuchRoot, Refused
+from apk_atomic.errors import AtomicError, CheckFailed, Interrupted, NotSuchRoot, Refused, UsageError
 from apk_atomic.faults import point
 from apk_atomic.firstroot import First
 from apk_atomic.loaders import LoaderFiles
@@ -87,7 +87,7 @@ def look(job: Job, choices: Choices | None) -> tuple[Plan, Choices]:
         plan = _decide(job, opened, chosen, known)
         reason = known and next(_uses(opened, known, plan), "")
         used = (f"{_IN_USE}: {reason}",) if reason else ()
-        return replace(plan, blockers=(*plan.blockers, *used)), chosen
+        return replace(plan, blockers=(*plan.blockers, *used, *_lacks_loader(chosen, job.signals))), chosen
 
 
 def prepare(job: Job, choices: Choices) -> Plan:
@@ -102,7 +102,7 @@ def prepare(job: Job, choices: Choices) -> Plan:
         if known:
             _require_unused(work.volume, known, plan)
         _check_loader(choices, plan, work.volume.fsid, job.signals)
-        preflight.require_space(work)
+        preflight.require_space(work, adoptwork.ROOM)
         adoptstate.write(work.volume, replace(known or Adoption(choices), choices=replace(choices, esp=plan.esp)))
         adoptwork.recover(work)
         for name, mode in _DIRECTORIES:
@@ -126,7 +126,7 @@ def finish(job: Job) -> Done:
         loader = _check_loader(choices, plan, work.volume.fsid, job.signals)
         adoptwork.recover(work)
         _require_unused(work.volume, known, plan)
-        preflight.require_space(work)
+        preflight.require_space(work, adoptwork.ROOM)
         name, found = _make(work, plan, known, job.argv)
         entry, warnings = _install_menu(work, plan, choices, loader, found.boot_paths[0])
         order = nvram.order_from(entry, job.signals) if entry else ""
@@ -154,10 +154,21 @@ def _without_blockers(plan: Plan) -> Plan:
     return plan
 
 
+def _find_loader(choices: Choices, signals: Signals) -> LoaderFiles:
+    return loaders.find(choices.loader, [choices.refind or f"/{loaders.REFIND}"], signals)
+
+
+def _lacks_loader(choices: Choices, signals: Signals) -> Iterator[str]:
+    try:
+        _find_loader(choices, signals)
+    except (CheckFailed, UsageError) as error:
+        yield f"{error.message.removesuffix('; nothing was changed')}: {error.hint}"
+
+
 def _check_loader(choices: Choices, plan: Plan, fsid: str, signals: Signals) -> LoaderFiles:
     """That the loader's files and the ESP can be read, and no other system's menu is on it. Raises UsageError,
     CheckFailed, Refused."""
-    found = loaders.find(choices.loader, [choices.refind or f"/{loaders.REFIND}"], signals)
+    found = _find_loader(choices, signals)
     with esp.opened(_esp_place(plan), signals) as target:
         bootinstall.require_own(target, found, fsid)
         return found

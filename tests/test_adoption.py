@@ -309,6 +309,18 @@ def test_swap_files(swap: str, size: int) -> None:
     assert (found.swap_files, found.swap_size, found.blockers) == (("/a", "/b"), size, ())
 
 
+@pytest.mark.parametrize("swap", ["", "move", "drop"])
+def test_a_swap_file_that_stays_where_it_is(swap: str) -> None:
+    lines = ("LABEL=ROOT /swap btrfs subvol=@swap 0 0", "/swap/file none swap sw 0 0")
+    found = plan(
+        replace(CHOICES, swap=swap), swap_files={"/swap/file": 7}, swapping=frozenset({"/swap/file"}),
+        fstab="\n".join((ROOT, *lines, "")), cmdline="resume=UUID=5 resume_offset=9",
+    )  # fmt: skip
+    assert (found.blockers, found.swap_files, found.swap_size) == ((), (), 0)
+    assert set(lines) <= set(found.template.splitlines())
+    assert (found.resume, found.append) == ("UUID=5", "resume_offset=9")
+
+
 def test_no_swap_file_is_made_where_there_was_none() -> None:
     found = plan(replace(CHOICES, swap="move"))
     assert found.swap_size == 0 and "/swap" not in found.template

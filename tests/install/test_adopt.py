@@ -402,6 +402,24 @@ def test_a_swap_file(old: OldSystem, choice: str) -> None:
         assert old.boot_new().run(["apk-atomic", "prove"]).status == 0
 
 
+def test_a_swap_file_on_a_subvolume_that_stays(old: OldSystem) -> None:
+    btrfsctl.create_subvolume(old.top / "@vm")
+    make_swap_file(old.top / "@vm/swapfile", 24 << 20)
+    (old.root / "vm").mkdir()
+    lines = f"UUID={old.fsid} /vm btrfs rw,subvol=/@vm 0 0", "/vm/swapfile none swap sw 0 0"
+    guest = old.boot(f"mount --bind {old.top}/@vm $root/vm\n")
+    old.write_fstab(*lines)
+    guest.run(["swapon", "/vm/swapfile"], check=True)
+    try:
+        done(old.adopt(*ADOPT))
+        done(old.adopt("--finish"))
+        assert "/vm/swapfile" in Path("/proc/swaps").read_text()
+    finally:
+        subprocess.run(["swapoff", old.top / "@vm/swapfile"], check=True)
+    assert set(lines) <= set((old.generation() / "etc/fstab").read_text().splitlines())
+    assert (old.top / "@vm/swapfile").exists() and not (old.top / "commons/@swap").exists()
+
+
 def make_swap_file(path: Path, size: int) -> None:
     path.touch(0o600)
     subprocess.run(["chattr", "+C", path], check=True)
@@ -665,6 +683,51 @@ def home_is_elsewhere(old: OldSystem) -> str:
     other = old.image.with_name("other")
     (other / "alice").mkdir(parents=True)
     return f"mount --bind {other} $root/home\n"
+
+
+@pytest.mark.parametrize("name", ["next", "staging"])
+def test_an_empty_subvolume_that_is_in_the_way(top: OldSystem, name: str) -> None:
+    btrfsctl.create_subvolume(top.top / name)
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, f"{name} at the top level of the volume holds something else" in said.stderr) == (106, True)
+
+
+def test_a_dry_run_says_that_the_loader_is_missing(top: OldSystem) -> None:
+    top.boot()
+    said = top.adopt("--dry-run", *ADOPT, "--refind", "/nowhere")
+    assert (said.status, "apk add refind" in said.stderr) == (106, True), said.stderr
+
+
+def test_a_volume_without_room(top: OldSystem) -> None:
+    (top.root / "etc/apk-atomic/apk-atomic.toml").write_text('[volume]\nmin_free_data = "1T"\n')
+    top.boot()
+    said = top.adopt(*ADOPT)
+    assert (said.status, "delete files or old snapshots" in said.stderr) == (103, True), said.stderr
+    assert "apk-atomic gc" not in said.stderr
+
+
+def test_a_tree_deeper_than_a_path_can_be(top: OldSystem) -> None:
+    part, depth = "ä" * 120, 20
+    where = os.open(top.root / "home/user", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(part, dir_fd=where)
+        below = os.open(part, os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = below
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=where))
+    os.close(where)
+    top.boot()
+    done(top.adopt(*ADOPT))
+    done(top.adopt("--finish"))
+    where = os.open(top.top / "commons/@home/user", os.O_RDONLY)
+    for _ in range(depth):
+        below = os.open(part, os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = below
+    assert os.listdir(where) == ["file"]
+    os.close(where)
+    assert os.listdir(top.generation() / "home") == []
 
 
 def bios(old: OldSystem) -> str:
