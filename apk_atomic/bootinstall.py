@@ -180,9 +180,13 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: 
 
 
 def require_own(esp: Esp, loader: LoaderFiles, fsid: str) -> None:
-    """Raises Refused where the menu that would be replaced boots another volume."""
+    """Raises Refused where the menu that would be replaced boots another volume. What cannot be read is no menu: who
+    replaces it fails."""
     path = f"{DIRECTORY}/{loader.config}"
-    text = (esp.read(path) or b"").decode("ascii", "replace")
+    try:
+        text = (esp.read(path) or b"").decode("ascii", "replace")
+    except CheckFailed:
+        return
     others = {uuid.lower() for uuid in re.findall(r"root=UUID=([0-9A-Fa-f-]+)", text)} - {fsid.lower()}
     if others:
         raise Refused(

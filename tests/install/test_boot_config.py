@@ -76,6 +76,16 @@ def test_it_shows_what_it_would_write_and_writes_nothing(volume: Volume, esp: Pa
     assert not (volume.top / "state").exists() and not list(esp.iterdir())
 
 
+def test_the_menu_of_another_system_is_not_replaced(volume: Volume, esp: Path) -> None:
+    menu = esp / loaders.DIRECTORY / "refind.conf"
+    menu.parent.mkdir(parents=True)
+    menu.write_text('options "root=UUID=aaaa-bbbb rootfstype=btrfs"\n')
+    said = ours(volume.boot(), *INSTALL, status=106)
+    assert "menu of another system, on UUID=aaaa-bbbb" in said and "nothing was changed" in said
+    assert [path.name for path in menu.parent.iterdir()] == ["refind.conf"]
+    assert not (volume.top / "state/boot.json").exists()
+
+
 def test_install_writes_the_loader_the_menu_and_the_state(volume: Volume, esp: Path) -> None:
     guest = volume.boot()
     result = guest.run(["apk-atomic", *INSTALL, "--append", "quiet", "--timeout", "3", "--json"], check=True)
