@@ -90,8 +90,6 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):
-            os.close(os.open(f"{self._path}.holder", os.O_WRONLY | os.O_TRUNC | _PLAIN))
         os.close(self.fd)
         self._lock.release()
 
