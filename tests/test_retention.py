@@ -54,6 +54,11 @@ def generations(*names: str) -> tuple[Generation, ...]:
     )
 
 
+def is_contradicted(state: State, generation: Generation) -> bool:
+    """Whether an older generation says that it was made later."""
+    return any(each.order < generation.order and each.created > generation.created for each in state.generations)
+
+
 def collected(state: State, keep: Keep = NO_GRACE, now: float = 1000 * DAY) -> list[str]:
     return [each.id for each in garbage(state, keep, mounted=NOTHING, at_work=NOTHING, now=now)]
 
@@ -441,7 +446,8 @@ class Volume(RuleBasedStateMachine):
         try:
             target = choose_target(self.state, None if default else self.pick(number).id)
         except AtomicError:
-            assert default or not self.pick(number).sealed
+            asked = self.pick(number)
+            assert default or not asked.sealed or (asked.failed and asked.id != self.state.booted)
             return
         self.switch(slots_after_rollback(self.state, target, self.count), first=target)
 
@@ -516,7 +522,10 @@ class Volume(RuleBasedStateMachine):
                 assert each.pinned or each.id in reachable
         left = tuple(each for each in state.generations if each.id not in victims)
         self.state = replace(state, generations=left)
-        assert garbage(self.state, keep, mounted=held, at_work=busy, now=now) == ()
+        # Once more finds nothing, but for what a clock that went back had made look young as long as the older one was
+        # there that proved the clock wrong.
+        for victim in garbage(self.state, keep, mounted=held, at_work=busy, now=now):
+            assert is_contradicted(state, next(each for each in left if each.id == victim.id))
 
     @invariant()
     def nothing_reachable_is_gone(self) -> None:
