@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests/support/setup.sh"
 PROGRAMS = (
     "sh", "id", "cmp", "cp", "grep", "ldd", "bash", "mkfs.btrfs", "btrfs", "losetup", "strace", "shellcheck", "busybox",
-    "openssl", "nsenter", "sfdisk", "wipefs", "mkswap", "mkfs.vfat", "mcopy", "scdoc", "mandoc",
+    "openssl", "nsenter", "sfdisk", "wipefs", "mkswap", "mkfs.vfat", "mcopy", "zstd", "lz4", "scdoc", "mandoc",
     "zsh", "fish", "grub-mkimage",
 )  # fmt: skip
 ORDINARY_USER = (shutil.which("unshare") or "unshare", "--user", "--map-user=1000", "--map-group=1000", "--net")

@@ -24,7 +24,7 @@ have() {
 # What is not there, in one line; nothing when all is.
 missing() {
 	for tool in mkfs.btrfs btrfs losetup strace shellcheck busybox openssl nsenter \
-		sfdisk wipefs mkswap mkfs.vfat mcopy scdoc mandoc grub-mkimage bash zsh fish "$python"; do
+		sfdisk wipefs mkswap mkfs.vfat mcopy zstd lz4 scdoc mandoc grub-mkimage bash zsh fish "$python"; do
 		have "$tool" || printf '%s ' "$tool"
 	done
 	if have "$python" && ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
@@ -52,12 +52,12 @@ install_packages() {
 		say "installing with apt-get, for want of $*"
 		apt-get update -qq </dev/null
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq btrfs-progs util-linux strace shellcheck \
-			busybox-static openssl python3 python3-venv fuse3 fdisk dosfstools mtools scdoc mandoc zsh fish \
+			busybox-static openssl python3 python3-venv fuse3 fdisk dosfstools mtools zstd lz4 scdoc mandoc zsh fish \
 			grub-common "grub-efi-$(dpkg --print-architecture)-bin" </dev/null >/dev/null
 	elif have apk; then
 		say "installing with apk, for want of $*"
 		apk add -q btrfs-progs util-linux util-linux-misc losetup sfdisk wipefs blkid flock strace shellcheck busybox-static \
-			openssl python3 py3-pip dosfstools mtools scdoc mandoc bash zsh fish grub grub-efi
+			openssl python3 py3-pip dosfstools mtools zstd lz4 scdoc mandoc bash zsh fish grub grub-efi
 	else
 		fail "$* is not here, and neither apt-get nor apk is, to install it"
 	fi
