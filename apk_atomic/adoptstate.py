@@ -61,7 +61,7 @@ def read(opened: Volume) -> Adoption | None:
 
 
 def _damaged(why: str) -> CheckFailed:
-    hint = "mount the top level (subvolid=5), remove state/adopt.json and what else of the layout is there"
+    hint = "look at it at the top level (subvolid=5); where current leads to a system in use, leave all as it is"
     return CheckFailed(f"{PATH} at the top level cannot be understood ({why}); nothing was changed", hint=hint)
 
 
