@@ -105,12 +105,20 @@ def read_config(opened: Volume) -> Config:
     Raises UsageError with every mistake in it. Without a file everything has its default.
     """
     if opened.running:
-        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        slots = volume.read_state(opened).slots
-        if not slots or not slots[0]:
-            return Config()
-        root = volume.open_root(opened, slots[0])
+        return running_config()
+    slots = volume.read_state(opened).slots
+    if not slots or not slots[0]:
+        return Config()
+    root = volume.open_root(opened, slots[0])
+    try:
+        return config_of(root)
+    finally:
+        os.close(root)
+
+
+def running_config() -> Config:
+    """The configuration of the running system, whatever it is; otherwise as `read_config`."""
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return config_of(root)
     finally:

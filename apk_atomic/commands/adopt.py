@@ -12,7 +12,7 @@ from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootmenu import Loader
 from apk_atomic.config import Config
-from apk_atomic.context import Context, config_of, require_root
+from apk_atomic.context import Context, require_root, running_config
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.signals import Signals
 from apk_atomic.takeover import Done, Job
@@ -39,7 +39,7 @@ def run(context: Context, words: list[str], options: AtomicOptions) -> int:
     if oldsystem.is_adopted(subvolume):
         context.console.note("this system has the layout already; there is nothing to adopt")
         return 0
-    config = _config()
+    config = running_config()
     signals = Signals()
     try:
         job = Job(located, subvolume, config, context.console, signals, context.argv, options.wait or 0)
@@ -78,14 +78,6 @@ def _choices(asked: Namespace, config: Config) -> Choices:
         timeout=asked.timeout,
         nvram=not asked.no_nvram,
     )
-
-
-def _config() -> Config:
-    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return config_of(root)
-    finally:
-        os.close(root)
 
 
 def _show(context: Context, job: Job, asked: Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from apk_atomic import machine, notify, planning, process, report, restart, unattended
 from apk_atomic.config import Config
-from apk_atomic.context import Context, config_of, require_root
+from apk_atomic.context import Context, require_root, running_config
 from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, NotSuchRoot, UsageError, refusal
 from apk_atomic.lock import RUN, Lock
 from apk_atomic.notify import Event
@@ -44,7 +44,7 @@ def run(context: Context, wishes: Wishes) -> int:
     signals = Signals()
     config = None
     try:
-        config = _config()
+        config = running_config()
         return _as_configured(context, config, wishes, signals)
     except Interrupted:
         raise
@@ -101,14 +101,6 @@ def _is_stuck(holder: str) -> bool:
         return time.time() - os.stat(holder).st_mtime > _DAY
     except OSError:
         return False
-
-
-def _config() -> Config:
-    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return config_of(root)
-    finally:
-        os.close(root)
 
 
 def _run(this: Run, wishes: Wishes, why: str) -> int:
