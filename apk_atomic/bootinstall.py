@@ -19,6 +19,7 @@ from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.config import Config
 from apk_atomic.errors import CheckFailed, Refused, UsageError
 from apk_atomic.esp import Esp
+from apk_atomic.faults import point
 from apk_atomic.loaders import DIRECTORY, LoaderFiles
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -70,6 +71,7 @@ def compose(opened: Volume, config: Config, wishes: Wishes, partition: str = "")
     """
     old = read_menu(opened)
     slots = volume.slot_links(opened, volume.current_links(opened))
+    point("chosen")
     root = volume.open_root(opened, slots[0] if slots else "")
     try:
         paths = kernel_paths(root, wishes.flavor, old)

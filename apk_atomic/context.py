@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from apk_atomic import files, locate, mounts, session, volume
 from apk_atomic.config import Config, load
 from apk_atomic.console import Console
-from apk_atomic.errors import AtomicError, UsageError
+from apk_atomic.errors import AtomicError, Interrupted, UsageError
 from apk_atomic.names import redact_argv
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -83,6 +83,8 @@ def steadily(opened: Volume, act: Callable[[], T]) -> T:
         before = _pointer(opened)
         try:
             found = act()
+        except Interrupted:
+            raise
         except (AtomicError, OSError):
             if _pointer(opened) == before:
                 raise

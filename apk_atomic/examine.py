@@ -34,6 +34,7 @@ from apk_atomic.checkup_types import EspFacts, MenuFacts, RootFacts, VolumeFacts
 from apk_atomic.config import Config
 from apk_atomic.errors import AtomicError
 from apk_atomic.esp import Esp
+from apk_atomic.faults import point
 from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, STAGING
 from apk_atomic.kernel import MICROCODE_SUFFIX
 from apk_atomic.model import State
@@ -52,6 +53,7 @@ _EFI = "/sys/firmware/efi"
 def look_at_volume(opened: Volume, config: Config) -> VolumeFacts:
     """Raises AtomicError where `current` leads nowhere."""
     state = volume.read_state(opened, records=True)
+    point("chosen")
     template, own = staged.read_template(opened), _fstab_of(opened, state.next)
     texts = [fstab.render(template, f"/{SNAPSHOTS}/{state.next}")] if template else []
     known = {each.id for each in state.generations}

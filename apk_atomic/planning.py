@@ -50,7 +50,8 @@ class Plan(NamedTuple):
 
 
 def make(run: Run, opened: Volume) -> Plan:
-    base = choose_base(volume.read_slots(opened), None).id
+    base = base_of(opened)
+    point("chosen")
     root = volume.open_root(opened, base)
     try:
         remote = apkline.is_remote(root)
@@ -76,6 +77,11 @@ def make(run: Run, opened: Volume) -> Plan:
     after = autoplan.applied(versions, changes)
     needed = tuple(f"{name}-{after[name]}" for name in autoplan.downloads(changes))
     return Plan(base, changes, autoplan.fingerprint(after), words, options, needed, remote)
+
+
+def base_of(opened: Volume) -> str:
+    """The generation that an upgrade starts from now."""
+    return choose_base(volume.read_slots(opened), None).id
 
 
 def _has_cache(root: int) -> bool:

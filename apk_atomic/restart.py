@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 
 from apk_atomic import machine, process, volume
+from apk_atomic.context import steadily
 from apk_atomic.errors import CannotRun, Locked, Refused
+from apk_atomic.faults import point
 from apk_atomic.model import State
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
 from apk_atomic.schedule import may_reboot
 from apk_atomic.unattended import is_inhibited, pause
+from apk_atomic.volume import Volume
 
 COMMAND = "/sbin/reboot"
 _ROUNDS = 3  # of warning those who logged in meanwhile
@@ -28,7 +31,7 @@ def consider(run: Run, tell: Callable[[Event], None]) -> Event:
     if not volume.pending_ids():
         return Event("skipped", "nothing waits for a reboot")
     with run.context.opened() as opened:
-        if not _is_due(volume.read_slots(opened)):
+        if not steadily(opened, lambda: _looks_due(opened)):
             return Event("skipped", "nothing waits for a reboot")
     warned: frozenset[str] = frozenset()
     for _ in range(_ROUNDS):
@@ -47,6 +50,12 @@ def consider(run: Run, tell: Callable[[Event], None]) -> Event:
         pause(run.signals, seconds)
         warned |= told
     return Event("skipped", "somebody logged in again and again")
+
+
+def _looks_due(opened: Volume) -> bool:
+    state = volume.read_slots(opened)
+    point("chosen")
+    return _is_due(state)
 
 
 def _is_due(state: State) -> bool:

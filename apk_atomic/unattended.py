@@ -25,13 +25,13 @@ from apk_atomic import (
     volume,
 )
 from apk_atomic.autoplan import Denied, Memory
-from apk_atomic.errors import AtomicError, BuildFailed, ChangeFailed, CheckFailed, NoSpace, Refused
+from apk_atomic.context import steadily
+from apk_atomic.errors import AtomicError, BuildFailed, ChangeFailed, CheckFailed, Interrupted, NoSpace, Refused
 from apk_atomic.faults import point
 from apk_atomic.model import Kind, iso_utc
 from apk_atomic.notify import Event
 from apk_atomic.planning import Plan, Run
 from apk_atomic.report import short
-from apk_atomic.retention import choose_base
 from apk_atomic.schedule import HOUR, Moment, on_mains, why_not_run
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -155,19 +155,9 @@ def _free(run: Run, *, hurry: bool = False) -> int:
 def _attempt(run: Run) -> Event | None:
     """One way through all steps; None when the base is another one by the time of the transaction."""
     with run.context.opened() as opened:
-        plan = planning.make(run, opened)
-        event: Event | None
-        if plan.changes.is_empty:
-            event = Event("nothing", "nothing to upgrade", base=plan.base)
-        elif run.dry_run or run.config.auto.policy == "check":
-            event = _event(remembered.memory(opened), plan, "planned", f"an upgrade is waiting: {short(plan.changes)}")
-        else:
-            bad = "" if run.now else _known_bad(opened, plan)
-            event = _event(remembered.memory(opened), plan, "held", f"the upgrade is held back: {bad}") if bad else None
+        plan, event = steadily(opened, lambda: _planned(run, opened))
     if event is None:
-        if plan.remote:
-            _download(run, plan)
-        return _commit(run, plan)
+        return _commit(run, plan) if not plan.remote or _download(run, plan) else None
     if not run.dry_run:
         with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
             known = remembered.memory(work.volume)
@@ -176,15 +166,39 @@ def _attempt(run: Run) -> Event | None:
     return event
 
 
-def _download(run: Run, plan: Plan) -> None:
-    """What is put into the cache for this upgrade alone is written down first, and removed after it."""
+def _planned(run: Run, opened: Volume) -> tuple[Plan, Event | None]:
+    """The plan, and what becomes of the run where it ends with that."""
+    plan = planning.make(run, opened)
+    if plan.changes.is_empty:
+        return plan, Event("nothing", "nothing to upgrade", base=plan.base)
+    if run.dry_run or run.config.auto.policy == "check":
+        text = f"an upgrade is waiting: {short(plan.changes)}"
+        return plan, _event(remembered.memory(opened), plan, "planned", text)
+    bad = "" if run.now else _known_bad(opened, plan)
+    return plan, _event(remembered.memory(opened), plan, "held", f"the upgrade is held back: {bad}") if bad else None
+
+
+def _download(run: Run, plan: Plan) -> bool:
+    """What is put into the cache for this upgrade alone is written down first, and removed after it.
+
+    False where it failed and the plan's base is no longer what an upgrade starts from: then it may be gone.
+    """
     if plan.options:
         with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
             memory = remembered.memory(work.volume)
             ours = {*memory.downloaded, *set(plan.files).difference(planning.cached().values())}
             remembered.remember(work.volume, memory._replace(downloaded=tuple(sorted(ours))))
     with run.context.opened() as opened:
-        planning.download(run, opened, plan)
+        point("chosen")
+        try:
+            planning.download(run, opened, plan)
+        except Interrupted:
+            raise
+        except AtomicError:
+            if planning.base_of(opened) == plan.base:
+                raise
+            return False
+    return True
 
 
 def _event(memory: Memory, plan: Plan, outcome: str, message: str) -> Event:
@@ -242,7 +256,7 @@ def _deny(work: Work, plan: Plan, error: AtomicError) -> None:
 
 def _commit(run: Run, plan: Plan) -> Event | None:
     with run.context.locked(wait=run.config.auto.lock_minutes * 60, signals=run.signals) as work:
-        if choose_base(volume.read_slots(work.volume), None).id != plan.base:
+        if planning.base_of(work.volume) != plan.base:
             return None
         change = apkchange.change(cmdline.parse((*plan.options, *plan.words)), run.output)
 

@@ -13,7 +13,7 @@ from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootable import KnownMenu, init_of
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader, Menu
-from apk_atomic.context import Context, read_config
+from apk_atomic.context import Context, read_config, steadily
 from apk_atomic.errors import CheckFailed, UsageError
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -62,8 +62,9 @@ def _show(context: Context, asked: Namespace) -> int:
     signals = Signals()
     try:
         with context.opened() as opened:
-            menu, warnings = bootinstall.compose(
-                opened, read_config(opened), _wishes(asked), _partition(opened, signals)
+            partition, wishes = _partition(opened, signals), _wishes(asked)
+            menu, warnings = steadily(
+                opened, lambda: bootinstall.compose(opened, read_config(opened), wishes, partition)
             )
     finally:
         signals.release()

@@ -14,7 +14,7 @@ from apk_atomic import checkup, disks, examine, hibernation, locate, volume
 from apk_atomic.arguments import Parser, text_of
 from apk_atomic.checkup_types import Facts, Finding, Level, ResumeFacts
 from apk_atomic.config import Config
-from apk_atomic.context import UNCHANGED, Context, config_of, read_config
+from apk_atomic.context import UNCHANGED, Context, config_of, read_config, steadily
 from apk_atomic.errors import AtomicError, CheckFailed, NotSuchRoot, UsageError
 from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
@@ -69,7 +69,7 @@ def _for_root(context: Context, asked: Namespace) -> Facts:
     signals = Signals()
     try:
         with context.opened() as opened:
-            return _look(opened, asked.esp or "", signals)
+            return steadily(opened, lambda: _look(opened, asked.esp or "", signals))
     finally:
         signals.release()
 

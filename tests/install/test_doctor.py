@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from apk_atomic import bootinstall, bootmenu, btrfs, checkup, examine, loaders, loop
+from apk_atomic import bootinstall, bootmenu, btrfs, checkup, examine, faults, loaders, loop
 from apk_atomic import esp as esps
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.checkup_types import EspFacts, Facts, Level
 from apk_atomic.config import Config
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.volume import Volume as OpenVolume
+from tests.adversity.trial import Trial
 from tests.install.disks import MIB, NAME, PROGRAM, make_fat, make_refind
 from tests.install.lab import SMALL, Lab
 from tests.support import bootfiles, btrfsctl, engine
@@ -132,6 +133,23 @@ def test_it_changes_nothing_and_takes_no_lock(steady: Patient) -> None:
     steady.examined()
     assert (committed(steady.volume), sorted(os.listdir(steady.esp))) == before
     assert not list(run.glob("*.lock*"))
+
+
+@pytest.mark.parametrize("words", [("doctor", "--esp", ESP), ("boot-config",)], ids=["doctor", "boot-config"])
+def test_generation_is_collected_under_a_reader(patient: Patient, words: tuple[str, ...]) -> None:
+    """A commit drops the pending generation that it has just looked up: then it looks again."""
+    patient.ours("run", "--", "touch", "/etc/pending")
+    old = patient.volume.slots()[0]
+    trial = Trial(patient.volume, patient.guest)
+    reader = trial.start("apk-atomic", *words, env={faults.VARIABLE: "chosen:stop"})
+    trial.wait_stopped(reader)
+    patient.ours("run", "--", "touch", "/etc/meanwhile")
+    assert old not in patient.volume.generations()
+    trial.go_on(reader)
+    trial.wait_stopped(reader)
+    trial.go_on(reader)
+    result, now = trial.finish(reader), patient.guest.run(["apk-atomic", *words])
+    assert (result.status, result.stdout, result.stderr) == (now.status, now.stdout, now.stderr)
 
 
 def test_an_ordinary_user(steady: Patient) -> None:

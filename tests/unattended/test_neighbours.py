@@ -83,6 +83,39 @@ def test_user_changes_the_system_at_the_same_moment(house: House) -> None:
     assert (house.content("hello"), house.content("extra")) == ("2.0-r0", "1.0-r0")
 
 
+def test_generation_is_collected_under_the_plan(house: House) -> None:
+    """A commit drops the pending generation that the plan was to start from: then it starts from the new one."""
+    house.release("hello", "2.0-r0")
+    old = house.committed()
+    house.release("extra", "1.0-r0")
+    house.release("hello", "3.0-r0")
+    process = house.trial.start("apk-atomic", "auto", env={"APK_ATOMIC_FAULT": "chosen:stop"})
+    house.trial.wait_stopped(process)
+    house.guest.run(["apk-atomic", "add", "extra"], check=True)
+    assert old not in house.volume.generations()
+    house.trial.accept()
+    house.trial.go_on(process)
+    house.trial.wait_stopped(process)
+    house.trial.go_on(process)
+    house.trial.check_new(house.trial.finish(process))
+    assert (house.content("hello"), house.content("extra")) == ("3.0-r0", "1.0-r0")
+
+
+def test_user_upgrades_at_the_same_moment(house: House) -> None:
+    """What he has made meanwhile is nothing that somebody went back from, although it is newer than the plan's base."""
+    house.release("hello", "2.0-r0")
+    process = house.trial.start("apk-atomic", "auto", "--json", env={"APK_ATOMIC_FAULT": "planned:stop"})
+    house.trial.wait_stopped(process)
+    house.guest.run(["apk-atomic", "upgrade"], check=True)
+    house.trial.accept()
+    house.trial.go_on(process)
+    house.trial.wait_stopped(process)
+    house.trial.go_on(process)
+    result = house.trial.finish(process)
+    house.trial.check_same()
+    assert json.loads(result.stdout)["outcome"] == "nothing", result
+
+
 def test_user_meets_the_run_in_its_transaction(house: House) -> None:
     house.release("extra", "1.0-r0")
     house.release("hello", "2.0-r0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,26 @@ def test_network_is_lost_behind_the_download(far: tuple[House, Served]) -> None:
     house.trial.go_on(process)
     house.trial.check_new(house.trial.finish(process))
     assert house.content("hello") == "2.0-r0"
+
+
+def test_generation_is_collected_before_the_download(far: tuple[House, Served]) -> None:
+    """The plan's base is gone: it is made anew."""
+    house, _ = far
+    house.release("hello", "2.0-r0")
+    old = house.committed()
+    house.release("hello", "3.0-r0")
+    process = house.trial.start("apk-atomic", "auto", env={"APK_ATOMIC_FAULT": "chosen:stop"})
+    house.trial.wait_stopped(process)
+    house.trial.go_on(process)
+    house.trial.wait_stopped(process)  # before the download
+    house.guest.run(["apk-atomic", "run", "--", "touch", "/etc/meanwhile"], check=True)
+    assert old not in house.volume.generations()
+    house.trial.accept()
+    while process.poll() is None:
+        house.trial.go_on(process)
+        time.sleep(0.01)
+    house.trial.check_new(house.trial.finish(process))
+    assert house.content("hello") == "3.0-r0"
 
 
 def test_no_network(far: tuple[House, Served]) -> None:

@@ -6,6 +6,7 @@ who is logged in on this machine must not decide.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -146,6 +147,21 @@ def test_transaction_at_work_is_not_cut_off(house: House) -> None:
     house.trial.finish(holder)
     alone(house, QUARTERLY)
     assert reboots(house) == 1
+
+
+def test_generation_is_dropped_while_it_looks(house: House) -> None:
+    """Then nobody is warned of a reboot that there will not be."""
+    staged(house)
+    house.configure(policy="apply", reboot=ALWAYS, reboot_warning_seconds=86400)
+    process = house.trial.start("apk-atomic", "auto", "--reboot", "--json", env={"APK_ATOMIC_FAULT": "chosen:stop"})
+    house.trial.wait_stopped(process)
+    house.guest.run(["apk-atomic", "discard"], check=True)
+    house.trial.go_on(process)
+    house.trial.wait_stopped(process)
+    house.trial.go_on(process)
+    result = house.trial.finish(process)
+    assert json.loads(result.stdout)["reboot"]["message"] == "nothing waits for a reboot"
+    assert reboots(house) == 0
 
 
 def test_reboot_that_fails_is_said(house: House) -> None:
