@@ -59,10 +59,12 @@ def die_with_parent() -> None:
 class Signals:
     """Blocks the ending signals for good: the process ends with what it does meanwhile.
 
-    Signals that the caller ignored stay ignored.
+    Signals that the caller ignored stay ignored, but for SIGCHLD: who starts us so would have the kernel bury our
+    children, of whose end nobody is told then, and nor is apk of that of its scripts.
     """
 
     def __init__(self) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._old = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         ending = tuple(s for s in ENDING if signal.getsignal(s) is not signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, (*ending, signal.SIGCHLD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 
@@ -199,6 +200,18 @@ def test_ignored_signal_stays_ignored(guest: Guest) -> None:
     guest.run(["touch", "/var/log/go"], check=True)
     assert process.wait(30) == 0
     assert is_pending(guest)
+
+
+IGNORING = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [("apk add hello", 0), ("apk-atomic run -- sh -c 'true; exit 7'", 7), ("apk info", 0)]
+)
+def test_caller_that_ignores_the_end_of_children(guest: Guest, line: str, status: int) -> None:
+    """As some daemons do: the kernel would bury the command, and we would wait for its end for ever."""
+    result = guest.run(["python3", "-I", "-c", IGNORING, *shlex.split(line)], timeout=30)
+    assert (result.status, guest.strays()) == (status, []), result
 
 
 def _wait_for(guest: Guest, path: str) -> None:
