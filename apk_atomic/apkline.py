@@ -157,6 +157,22 @@ def ask(opened: Volume, config: Config, name: str, words: Sequence[str]) -> Answ
     return answer_of(lambda: exec_in_generation(opened, config, name, line))
 
 
+def has_cache(opened: Volume, config: Config, name: str) -> bool:
+    """Whether apk keeps what it downloads in the sealed generation NAME. It is asked there, where the commons are
+    mounted: what the link leads to is as a rule in one."""
+    root = volume.open_root(opened, name)
+    try:
+        plan = staged.plan_sealed(opened, config, name, root)
+    finally:
+        os.close(root)
+
+    def look() -> NoReturn:
+        chroot.enter(plan)
+        os._exit(0 if sharedcache.is_configured() else 1)
+
+    return answer_of(look).status == 0
+
+
 def answer_of(become_apk: Callable[[], NoReturn]) -> Answer:
     """What a child says that becomes apk in a mount namespace of its own; where it cannot, it has status 127."""
     reader, writer = os.pipe2(os.O_CLOEXEC)

@@ -19,7 +19,6 @@ from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 CACHE = "/var/cache/apk"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _LIMIT = 1 << 22  # bytes of what apk says
 
 
@@ -55,7 +54,7 @@ def make(run: Run, opened: Volume) -> Plan:
     root = volume.open_root(opened, base)
     try:
         remote = apkline.is_remote(root)
-        options = ("--cache-dir", CACHE) if remote and not _has_cache(root) else ()
+        options = ("--cache-dir", CACHE) if remote and not apkline.has_cache(opened, run.config, base) else ()
         database = files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
     finally:
         os.close(root)
@@ -82,15 +81,6 @@ def make(run: Run, opened: Volume) -> Plan:
 def base_of(opened: Volume) -> str:
     """The generation that an upgrade starts from now."""
     return choose_base(volume.read_slots(opened), None).id
-
-
-def _has_cache(root: int) -> bool:
-    """Whether apk keeps the packages that it downloads anyway."""
-    try:
-        os.close(files.open_in_root(root, "etc/apk/cache", _DIRECTORY))
-    except OSError:
-        return False
-    return True
 
 
 def _simulate(run: Run, opened: Volume, base: str, words: tuple[str, ...], broken: frozenset[str]) -> PackageChanges:

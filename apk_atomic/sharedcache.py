@@ -49,7 +49,12 @@ def _named(line: Line) -> str:
     asked = [local.path for local in read.locals_ if local.role is Role.CACHE_DIR]
     if asked:
         return os.path.join("/", asked[-1])
-    return _LINK if os.path.isdir(_LINK) else _DEFAULT
+    return _LINK if is_configured() else _DEFAULT
+
+
+def is_configured() -> bool:
+    """Whether apk in the root of this process has a directory for the packages that it downloads, and so keeps them."""
+    return os.path.isdir(_LINK)
 
 
 def _is_writable(path: str) -> bool:

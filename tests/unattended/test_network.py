@@ -188,6 +188,36 @@ def test_cache_of_the_machine_is_left_as_it_is(tmp_path: Path) -> None:
         assert fetched(served) == ["hello-2.0-r0.apk"]
 
 
+def test_cache_of_the_machine_that_only_the_common_has(tmp_path: Path) -> None:
+    """Looked at in the sealed root alone, the link leads nowhere."""
+
+    def keeps_packages(tree: Path) -> None:
+        (tree / "etc/apk/cache").symlink_to("/var/cache/kept")
+
+    with far_house(tmp_path, prepare=keeps_packages) as (house, served):
+        kept = house.volume.top / "commons/@var@cache/kept"
+        kept.mkdir()
+        assert not (house.volume.tree() / "var/cache/kept").exists()
+        house.release("hello", "2.0-r0")
+        house.trial.committed("apk-atomic", "auto")  # apk 2.14 alters a file in the cache itself, and that is said
+        assert [path.name for path in kept.glob("hello-2.0-r0.*")] and cached(house) == []
+        assert fetched(served) == ["hello-2.0-r0.apk"]
+
+
+def test_cache_that_a_common_covers_is_none(tmp_path: Path) -> None:
+    """What is below the mount point of the sealed root is not what apk sees: nothing is kept."""
+
+    def keeps_packages(tree: Path) -> None:
+        (tree / "var/cache/covered").mkdir()
+        (tree / "etc/apk/cache").symlink_to("/var/cache/covered")
+
+    with far_house(tmp_path, prepare=keeps_packages) as (house, served):
+        house.release("hello", "2.0-r0")
+        house.committed()
+        assert fetched(served) == ["hello-2.0-r0.apk"]
+        assert cached(house) == []
+
+
 # ---- exclude ---------------------------------------------------------------------------------------------
 
 
