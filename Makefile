@@ -18,7 +18,7 @@ PLACED = sed -e 's|/usr/libexec/apk-atomic|$(LIBEXEC)|g' -e 's|/usr/bin/apk-atom
 	-e 's|/usr/bin/python3|$(INTERPRETER)|g'
 
 # the tests that need neither root nor network, nor a volume: what a package's build can run
-PURE = adoption atomic_options autoplan checkup cmdline config console documents elf fstab initramfs installed kernel kernel_image layers model proof \
+PURE = adoption atomic_options autoplan checkup cmdline config console databases documents elf fstab initramfs installed kernel kernel_image layers model proof \
 	rebuild retention schedule unpack verdict
 
 MAN = doc/apk-atomic.8 doc/apk-atomic.toml.5 doc/apk-atomic-layout.7

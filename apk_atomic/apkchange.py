@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from apk_atomic import apkline, cmdline, installed, lookup
 from apk_atomic.cmdline import Line
+from apk_atomic.databases import Databases
 from apk_atomic.errors import ChangeFailed
 from apk_atomic.staged import Staged
 from apk_atomic.verdict import Evidence, is_explicable, judge
@@ -35,8 +36,7 @@ def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
 
 def _conclude(root: Staged, line: Line, status: int) -> None:
     """Whether to go on; says which packages stay broken."""
-    after = root.database.read()
-    evidence = _evidence(root, line, status, after)
+    evidence = _evidence(root, line, status)
     if is_explicable(evidence):
         evidence = evidence._replace(undone=_undone(root, line))
     verdict = judge(evidence)
@@ -47,7 +47,7 @@ def _conclude(root: Staged, line: Line, status: int) -> None:
         return
     if verdict.broken:
         raise ChangeFailed(
-            f"{_reasons(after, verdict.broken)}; nothing was changed",
+            f"{_reasons(root.databases, verdict.broken)}; nothing was changed",
             status=verdict.status,
             hint=f"to accept that, add --atomic-accept {','.join(verdict.broken)}",
             broken=verdict.broken,
@@ -56,13 +56,13 @@ def _conclude(root: Staged, line: Line, status: int) -> None:
     raise ChangeFailed(f"apk failed with exit status {status}{left}; nothing was changed", status=verdict.status)
 
 
-def _evidence(root: Staged, line: Line, status: int, after: bytes) -> Evidence:
-    new = installed.broken(after)
+def _evidence(root: Staged, line: Line, status: int) -> Evidence:
+    new = root.databases.broken()
     if not new:
         return Evidence(status, new, new, False)
     evidence = Evidence(
         status,
-        before=installed.broken(root.base_database.read()),
+        before=root.databases.broken_before(),
         after=new,
         committed=False,
         accepted=frozenset((*line.atomic.accept, *root.work.config.chroot.accept)),
@@ -72,9 +72,10 @@ def _evidence(root: Staged, line: Line, status: int, after: bytes) -> Evidence:
     from apk_atomic import rehearsal
 
     triggers = lookup.read(root.root, installed.TRIGGERS, _LIMIT) or b""
+    flagged = [package for name in new if (package := root.databases.find(name))]
     return evidence._replace(
         committed=_is_committed(root),
-        triggers=installed.with_trigger(after, triggers, new),
+        triggers=installed.with_trigger(flagged, triggers),
         mended=rehearsal.to_mend(line, new),
     )
 
@@ -101,11 +102,11 @@ def _undone(root: Staged, line: Line) -> tuple[str, ...] | None:
     return rehearsal.undone(line, answer.text)
 
 
-def _reasons(database: bytes, names: Sequence[str]) -> str:
+def _reasons(databases: Databases, names: Sequence[str]) -> str:
     """Which package, and what of it, failed."""
     parts = []
     for name in names:
-        package = installed.find(database, name)
+        package = databases.find(name)
         flags = package.broken if package else ""
         version = package.version if package else ""
         what = " and ".join(text for flag, text in _FLAGS if flag in flags) or "it"

@@ -1,11 +1,13 @@
 """The installed database and world of a root, as bytes in and values out (facts: apk-cli, section 3).
 
 The database of a large system is ten megabytes; a transaction changes a few records of it. So two databases are
-compared as bytes first and only the part between their common ends is parsed.
+compared as bytes first and only the part between their common ends is parsed. Neither need be held as a whole: a
+`Source` gives a piece at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from apk_atomic.model import PackageChanges
@@ -15,8 +17,25 @@ WORLD = "etc/apk/world"
 TRIGGERS = "lib/apk/db/triggers"
 SCRIPTS = ("lib/apk/db/scripts.tar", "lib/apk/db/scripts.tar.gz")
 LIMIT = 1 << 28  # bytes; a database of 10,000 packages has 12 MB
-_CHUNK = 1 << 16
+_PIECE = 1 << 16  # bytes; two of them fit into the caches of any processor
+_END = b"\n\n"  # of a record
 _BAD_FLAGS = frozenset(b"fsx")  # broken files, script, xattr; `S` only names the kind of hash
+
+
+class Source(NamedTuple):
+    """A database of `size` bytes; `read(at, length)` gives those at an offset, fewer at the end.
+
+    `piece` bytes are read at a time, at least 2.
+    """
+
+    size: int
+    read: Callable[[int, int], bytes]
+    piece: int = _PIECE
+
+
+def source(database: bytes, piece: int = _PIECE) -> Source:
+    """One that is in memory."""
+    return Source(len(database), lambda at, length: database[at : at + length], piece)
 
 
 class Package(NamedTuple):
@@ -52,7 +71,7 @@ def packages(database: bytes) -> dict[str, Package]:
 def find(database: bytes, name: str) -> Package | None:
     """One package, found without parsing the others."""
     line = b"P:" + name.encode() + b"\n"
-    at = 0 if database.startswith(line) else database.find(b"\n" + line) + 1
+    at = database.rfind(b"\n" + line) + 1  # Python searches twice as fast from the end
     if at == 0 and not database.startswith(line):
         return None
     start = database.rfind(b"\n\n", 0, at)
@@ -63,7 +82,7 @@ def find(database: bytes, name: str) -> Package | None:
 def broken(database: bytes) -> frozenset[str]:
     """Names of the packages that apk has flagged: broken files, script or xattr."""
     names = set()
-    at = database.find(b"\nf:")
+    at = database.rfind(b"\nf:")  # as in `find`
     while at >= 0:
         flags = database[at + 3 : database.find(b"\n", at + 3)]
         if set(flags) & _BAD_FLAGS:
@@ -71,53 +90,92 @@ def broken(database: bytes) -> frozenset[str]:
             if database[start : start + 2] == b"P:":
                 name = database[start + 2 : database.find(b"\n", start)]
                 names.add(name.decode("utf-8", "replace"))
-        at = database.find(b"\nf:", at + 3)
+        at = database.rfind(b"\nf:", 0, at + 2)
     return frozenset(names)
 
 
-def with_trigger(database: bytes, triggers: bytes, names: frozenset[str]) -> frozenset[str]:
-    """Those of the packages `names` that have a trigger; `triggers` are lines `IDENTITY PATH…`."""
+def with_trigger(packages: Iterable[Package], triggers: bytes) -> frozenset[str]:
+    """Names of those that have a trigger; `triggers` are lines `IDENTITY PATH…`."""
     identities = {line.partition(b" ")[0].decode("ascii", "replace") for line in triggers.split(b"\n") if line}
-    return frozenset(name for name in names if (package := find(database, name)) and package.identity in identities)
+    return frozenset(package.name for package in packages if package.identity in identities)
 
 
-def _common_start(old: bytes, new: bytes) -> int:
+def blocks(database: Source) -> Iterator[bytes]:
+    """The database in pieces of whole records, one after the other."""
+    rest, at = b"", 0
+    while piece := database.read(at, max(database.piece, len(rest))):
+        at += len(piece)
+        piece = rest + piece
+        end = piece.rfind(_END) + len(_END)
+        if end < len(_END):
+            rest = piece
+            continue
+        yield piece[:end]
+        rest = piece[end:]
+    yield rest
+
+
+def parts_apart(old: Source, new: Source) -> tuple[bytes, bytes]:
+    """What lies between the whole records that both begin with and those that both end with."""
+    start = _common_start(old, new)
+    end = _common_end(old, new, start)
+    return old.read(start, old.size - end - start), new.read(start, new.size - end - start)
+
+
+def _common_start(old: Source, new: Source) -> int:
     """How many bytes of whole records both begin with."""
-    at, limit = 0, min(len(old), len(new))
-    while at < limit and old[at : at + _CHUNK] == new[at : at + _CHUNK]:
-        at += _CHUNK
-    at = min(at, limit)
-    while at < limit and old[at : at + 64] == new[at : at + 64]:
-        at += 64
-    end = old.rfind(b"\n\n", 0, min(at, limit))
-    same = end + 2
-    return same if end >= 0 and old[:same] == new[:same] else 0
+    at, limit = 0, min(old.size, new.size)
+    while at < limit:
+        left, right = old.read(at, old.piece), new.read(at, old.piece)
+        if left != right or not left:
+            at += _agreeing(left, right)
+            break
+        at += len(left)
+    while at > 0:
+        start = max(at - old.piece, 0)
+        end = old.read(start, at - start).rfind(_END)
+        if end >= 0:
+            return start + end + len(_END)
+        at = start + 1 if start else 0  # the two ends of line may lie in two pieces
+    return 0
 
 
-def _common_end(old: bytes, new: bytes, start: int) -> int:
+def _common_end(old: Source, new: Source, start: int) -> int:
     """How many bytes of whole records both end with, beyond `start`."""
-    limit = min(len(old), len(new)) - start
-    length = 0
-    for step in (_CHUNK, 64):
-        while length + step <= limit and _same_before(old, new, length, step):
-            length += step
-    at = old.find(b"\n\n", len(old) - length)
-    return len(old) - at - 2 if 0 <= at < len(old) else 0
+    length, limit = 0, min(old.size, new.size) - start
+    while length < limit:
+        step = min(old.piece, limit - length)
+        left, right = (each.read(each.size - length - step, step) for each in (old, new))
+        if left != right or not left:
+            length += _agreeing(left[::-1], right[::-1])
+            break
+        length += step
+    at = old.size - length
+    while at < old.size:
+        end = old.read(at, old.piece).find(_END)
+        if end >= 0:
+            return old.size - (at + end + len(_END))
+        at += old.piece - 1  # the two ends of line may lie in two pieces
+    return 0
 
 
-def _same_before(old: bytes, new: bytes, length: int, step: int) -> bool:
-    """Whether the `step` bytes before the last `length` are the same in both."""
-    left, right = len(old) - length, len(new) - length
-    return old[left - step : left] == new[right - step : right]
+def _agreeing(left: bytes, right: bytes) -> int:
+    """How many bytes both begin with."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def new_files(old: bytes, new: bytes) -> tuple[str, ...]:
     """Paths (no leading slash) of the files of every package that is in `new` and not, the same, in `old`."""
-    start = _common_start(old, new)
-    end = _common_end(old, new, start)
-    known = set(old[start : len(old) - end].split(b"\n\n"))
+    known = set(old.split(_END))
     found = []
-    for record in new[start : len(new) - end].split(b"\n\n"):
+    for record in new.split(_END):
         if record not in known:
             found += _files(record)
     return tuple(found)
@@ -136,11 +194,8 @@ def _files(record: bytes) -> list[str]:
 
 def difference(old: bytes, new: bytes) -> PackageChanges:
     """What was added, removed, upgraded (or downgraded) and rebuilt between two databases."""
-    if old == new:
-        return PackageChanges()
-    start = _common_start(old, new)
-    end = _common_end(old, new, start)
-    return compare(packages(old[start : len(old) - end]), packages(new[start : len(new) - end]))
+    before, after = parts_apart(source(old), source(new))
+    return compare(packages(before), packages(after))
 
 
 def compare(before: dict[str, Package], after: dict[str, Package]) -> PackageChanges:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from apk_atomic import btrfs, btrfs_trees, files, fstab, installed
+from apk_atomic import btrfs, btrfs_trees, files, fstab
 from apk_atomic.chroot import Common
 from apk_atomic.staged import Staged
 
@@ -56,18 +56,18 @@ def _ctime(fd: int, name: str) -> float:
         return 0  # gone meanwhile
 
 
-def hidden_files(root: Staged, before: bytes, after: bytes) -> tuple[str, ...]:
+def hidden_files(root: Staged) -> tuple[str, ...]:
     """Absolute paths of files that newly installed packages own under a mount point of the generation's fstab.
 
     They are not part of the generation, whether the file system is mounted during the change or not.
     """
-    if before == after:
+    owned = root.databases.new_files()
+    if not owned:
         return ()
     points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text)}
     points -= {common.point for common in set(root.plan.commons).difference(root.commons)}
     places = tuple(sorted({point for point in points if point.startswith("/")} | set(_FRESH)))
-    owned = (f"/{path}" for path in installed.new_files(before, after))
-    return tuple(path for path in owned if _below(path, places))
+    return tuple(path for path in map("/{}".format, owned) if _below(path, places))
 
 
 def named(paths: tuple[str, ...]) -> str:

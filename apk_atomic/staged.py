@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from apk_atomic import chroot, files, fstab, installed, namespace
+from apk_atomic import chroot, files, fstab, namespace
 from apk_atomic.changed import Part
 from apk_atomic.chroot import Bind, Common, RootPlan
 from apk_atomic.config import Config
+from apk_atomic.databases import Databases
 from apk_atomic.errors import CheckFailed
 from apk_atomic.journal import STAGING
 from apk_atomic.namespace import Command
@@ -23,39 +24,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _LIMIT = 1 << 20  # bytes of an fstab or resolv.conf
 _GET_FSLABEL = 0x81009431  # BTRFS_IOC_GET_FSLABEL, <linux/btrfs.h>
 _DISK_LINKS = {"PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel", "ID": "by-id"}
-
-
-class Database:
-    """apk's database in a root, which has ten megabytes on a large system: read when it is first asked for, and again
-    only when apk has replaced the file, as it does whenever it commits."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._inode = 0
-        self._content = b""
-
-    @property
-    def inode(self) -> int:
-        """The inode it is in now; 0 where there is none."""
-        try:
-            fd = files.open_in_root(self._root, installed.DATABASE, os.O_PATH)
-        except OSError:
-            return 0
-        try:
-            return os.fstat(fd).st_ino
-        finally:
-            os.close(fd)
-
-    def read(self) -> bytes:
-        """What it says now; nothing where it cannot be read."""
-        now = self.inode
-        if now != self._inode:
-            self._inode, self._content = now, b""
-            with suppress(OSError):
-                self._content = files.read_file(
-                    self._root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT
-                )
-        return self._content
 
 
 class Staged(NamedTuple):
@@ -71,8 +39,7 @@ class Staged(NamedTuple):
     base_root: int
     fstab: fstab.Rendered
     plan: RootPlan
-    base_database: Database
-    database: Database
+    databases: Databases
     meanwhile: Callable[[], None] | None = None
 
     @property

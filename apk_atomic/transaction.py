@@ -18,7 +18,6 @@ from apk_atomic import (
     changed,
     files,
     fstab,
-    installed,
     journal,
     pointer,
     preflight,
@@ -31,6 +30,7 @@ from apk_atomic import (
     volume,
 )
 from apk_atomic.changed import Changed
+from apk_atomic.databases import Databases
 from apk_atomic.errors import AtomicError, NotDurable, refusal
 from apk_atomic.faults import point
 from apk_atomic.model import Kind, PackageChanges, Record, State
@@ -38,7 +38,7 @@ from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.recording import Clock
 from apk_atomic.retention import Base, slots_after_commit
 from apk_atomic.session import Work
-from apk_atomic.staged import Database, Staged
+from apk_atomic.staged import Staged
 from apk_atomic.volume import Volume
 
 if TYPE_CHECKING:
@@ -124,11 +124,11 @@ class _Ahead:
             self._state = volume.read_state(self._volume)
         return self._state
 
-    def prepare(self, base: Database) -> None:
+    def prepare(self, databases: Databases) -> None:
         import apk_atomic.bootable  # noqa: F401  # with all that it imports, a fifth of our modules
 
         self.state()
-        base.read()
+        databases.prepare()
 
 
 class _Result(NamedTuple):
@@ -138,7 +138,7 @@ class _Result(NamedTuple):
     changed: Changed
     bootable: Bootable
     packages: PackageChanges
-    database: bytes
+    apk_version: str
 
 
 # ---- before ----------------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def _staged(work: Work, name: str, base: Base, clock: Clock, ahead: _Ahead) -> I
         for made in staged.make_mount_points(root, text.text):
             work.console.note(f"made {made} in the new generation: etc/fstab mounts something there")
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
-        before, after = Database(base_root), Database(root)
-        meanwhile = partial(ahead.prepare, before)
-        yield Staged(work, name, base.id, root, base_root, text, plan, before, after, meanwhile)
+        databases = Databases(base_root, root)
+        meanwhile = partial(ahead.prepare, databases)
+        yield Staged(work, name, base.id, root, base_root, text, plan, databases, meanwhile)
 
 
 def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
@@ -194,8 +194,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     if not found.relevant:
         _name_altered(root)
         return None
-    before, after = root.base_database.read(), root.database.read()
-    _warn(root, before, after)
+    _warn(root)
     with clock.step("prove"):
         from apk_atomic.bootable import make_bootable
 
@@ -204,7 +203,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     work.signals.check()
     _hooks(work, "pre-commit.d", root.id, root.base)
     point("hooked")
-    return _Result(root.base, found, bootable, installed.difference(before, after), after)
+    return _Result(root.base, found, bootable, root.databases.changes(), root.databases.apk_version())
 
 
 def _run_change(root: Staged, request: Request) -> None:
@@ -216,12 +215,12 @@ def _run_change(root: Staged, request: Request) -> None:
         raise
 
 
-def _warn(root: Staged, before: bytes, after: bytes) -> None:
+def _warn(root: Staged) -> None:
     """What the user should know of the change itself."""
     console = root.work.console
     if staged.read_fstab(root.root) != root.fstab.text:
         console.warn("the change altered etc/fstab; the template at the top level was not touched")
-    hidden = shared.hidden_files(root, before, after)
+    hidden = shared.hidden_files(root)
     if hidden:
         console.warn(f"under a mount point, so not part of the generation: {shared.named(hidden)}")
     _name_altered(root)
@@ -249,7 +248,6 @@ def _hooks(work: Work, directory: str, name: str, base: str, place: str = journa
 
 
 def _record(root: Staged, request: Request, result: _Result, clock: Clock) -> Record:
-    apk = installed.find(result.database, "apk-tools")
     return Record(
         id=root.id,
         parent=root.base,
@@ -258,7 +256,7 @@ def _record(root: Staged, request: Request, result: _Result, clock: Clock) -> Re
         argv=redact_argv(request.argv),
         user=recording.user_name(),
         message=request.message,
-        apk_version=apk.version if apk else "",
+        apk_version=result.apk_version,
         kernels=result.bootable.kernels,
         changes=result.packages,
         initramfs=result.bootable.images,

@@ -111,6 +111,43 @@ def test_difference_and_new_files_are_those_of_a_full_parse(pair: tuple[list[Row
     assert list(installed.new_files(text(old), text(new))) == expected
 
 
+@cheap(200)
+@given(pairs(), st.integers(2, 80))
+@example(([A, B, C], [A, C]), 2)
+@example(([A, B, C], [A, B, C]), 3)
+def test_what_is_apart_is_whole_records_between_common_ones(pair: tuple[list[Row], list[Row]], piece: int) -> None:
+    old, new = map(text, pair)
+    before, after = installed.parts_apart(installed.source(old, piece), installed.source(new, piece))
+    starts = {len(text(pair[0][:count])) for count in range(len(pair[0]) + 1)}
+    assert any(old[at:].startswith(before) and new == old[:at] + after + old[at + len(before) :] for at in starts)
+    for part in (before, after):
+        assert not part or part.endswith(b"\n\n")
+    if old == new:
+        assert (before, after) == (b"", b"")
+    assert installed.compare(installed.packages(before), installed.packages(after)) == naive(*pair)
+
+
+@cheap(80)
+@given(TABLES, st.integers(2, 80))
+def test_blocks_are_the_database_cut_between_records(rows: list[Row], piece: int) -> None:
+    found = list(installed.blocks(installed.source(text(rows), piece)))
+    assert b"".join(found) == text(rows)
+    assert all(block.endswith(b"\n\n") for block in found if block)
+
+
+def test_a_database_of_one_endless_record_is_read_a_few_times_at_most() -> None:
+    database = b"x" * 100_000
+    read = 0
+
+    def counted(at: int, length: int) -> bytes:
+        nonlocal read
+        read += 1
+        return database[at : at + length]
+
+    assert b"".join(installed.blocks(installed.Source(len(database), counted, 10))) == database
+    assert read < 30
+
+
 @cheap(80)
 @given(TABLES)
 def test_packages_find_and_broken_agree_with_a_full_parse(rows: list[Row]) -> None:
@@ -136,6 +173,8 @@ def test_a_large_common_part_is_not_what_decides() -> None:
     for at in (0, 1, 450, 898, 899):
         new = list(rows)
         new[at] = replace(rows[at], version="2-r0", files=(("usr/bin", ("tool",)),))
+        apart = installed.parts_apart(installed.source(text(rows)), installed.source(text(new)))
+        assert apart == (rows[at].record(), new[at].record())
         assert installed.difference(text(rows), text(new)).upgraded == ((f"p{at}", "1-r0", "2-r0"),)
         assert installed.new_files(text(rows), text(new)) == ("usr/bin/tool",)
 
@@ -158,5 +197,6 @@ def test_any_bytes_give_an_answer(old: bytes, new: bytes) -> None:
 def test_packages_with_a_trigger_are_known_by_identity() -> None:
     database = b"C:Q1aaa=\nP:one\nV:1\n\nC:Q1bbb=\nP:two\nV:1\n\n"
     triggers = b"Q1bbb= /usr/share/two /etc\nQ1ccc= /x\n"
-    assert installed.with_trigger(database, triggers, frozenset({"one", "two", "gone"})) == {"two"}
-    assert installed.with_trigger(database, b"", frozenset({"two"})) == frozenset()
+    both = installed.packages(database).values()
+    assert installed.with_trigger(both, triggers) == {"two"}
+    assert installed.with_trigger(both, b"") == frozenset()
