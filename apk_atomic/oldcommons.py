@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Collection, Iterator, Mapping
 
 from apk_atomic import fstab
-from apk_atomic.config import why_not_common
+from apk_atomic.config_schema import why_not_common
 from apk_atomic.oldfstab import SWAP_COMMON, common_of
 
 # Below these, too, nothing can be shared: a generation is made of it, or it is needed before the commons are mounted.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apk_atomic.config import _TABLES, LIMIT, Chroot, Config, Generations, Volume, load
+from apk_atomic.config import LIMIT, Chroot, Config, Generations, Volume, load
+from apk_atomic.config_schema import TABLES
 from apk_atomic.errors import UsageError
 
 SHIPPED = Path(__file__).parents[1] / "config" / "apk-atomic.toml"
@@ -44,12 +45,12 @@ def test_shipped_file_has_every_key_once_with_a_comment() -> None:
         elif line and not line.startswith("#"):
             seen.append((table, line.split(" = ")[0]))
             assert above.startswith("# "), f"no comment above: {line}"
-    assert seen == [(table, key) for table, keys in _TABLES.items() for key in keys]
+    assert seen == [(table, key) for table, keys in TABLES.items() for key in keys]
 
 
 def test_every_key_has_a_field() -> None:
     config = Config()
-    for table, keys in _TABLES.items():
+    for table, keys in TABLES.items():
         names = list(getattr(config, table)._fields) if keys else []
         assert names == list(keys)
 
@@ -206,8 +207,8 @@ TOML_VALUES = st.one_of(
 )  # fmt: skip
 TOML_LINES = st.builds(
     lambda table, key, value: f"{table}.{key} = {value}",
-    st.sampled_from([*_TABLES, "x"]),
-    st.sampled_from([key for keys in _TABLES.values() for key in keys]),
+    st.sampled_from([*TABLES, "x"]),
+    st.sampled_from([key for keys in TABLES.values() for key in keys]),
     TOML_VALUES,
 )
 

@@ -23,6 +23,7 @@ from apk_atomic import (
     cli,
     cmdline,
     config,
+    config_schema,
     errors,
     lock,
     model,
@@ -192,8 +193,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
     shown = {(table, key): tomllib.loads(f"x = {default}")["x"] for table, key, _, default in settings()}
     shipped = {(table, key): value for table, keys in tomllib.loads(SHIPPED).items() for key, value in keys.items()}
     assert shown == shipped
-    assert list(shown) == [(table, key) for table, keys in config._TABLES.items() for key in keys]
-    empty = [table for table, keys in config._TABLES.items() if not keys]
+    assert list(shown) == [(table, key) for table, keys in config_schema.TABLES.items() for key in keys]
+    empty = [table for table, keys in config_schema.TABLES.items() if not keys]
     assert "".join(f"[{table}], " for table in empty).rstrip(", ") in section(SETTINGS, "# TABLES")
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "apk_atomic"
 LAYERS = (
     ("errors", "faults", "immutable", "btrfs_ioctl", "exchange", "verdict", "names", "applets", "holds", "schedule"),
     ("model", "grammar"),
-    ("retention", "atomic_options", "autoplan"),
+    ("retention", "atomic_options", "autoplan", "config_schema"),
     ("cmdline",),
     ("rehearsal",),
     ("config", "files", "console", "signals", "mounts", "terminal", "loop", "disks", "machine"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import cli, config
+from apk_atomic import cli, config, config_schema
 from apk_atomic.applets import APPLETS
 from apk_atomic.atomic_options import split_atomic
 from apk_atomic.commands import usage
@@ -214,7 +214,7 @@ def test_settings_in_the_text_are_understood() -> None:
     found = re.findall(r"(?<!`)`(\w+) = ([^`]+)`", README.read_text())
     assert found
     for key, value in found:
-        table = next(table for table, keys in config._TABLES.items() if key in keys)
+        table = next(table for table, keys in config_schema.TABLES.items() if key in keys)
         assert config.load(f"[{table}]\n{key} = {value}".encode(), "F") != config.Config()
 
 

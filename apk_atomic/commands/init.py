@@ -14,7 +14,8 @@ from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.bootstrap import Source, System
-from apk_atomic.config import Config, load, why_not_common
+from apk_atomic.config import Config, load
+from apk_atomic.config_schema import why_not_common
 from apk_atomic.context import CONFIG, Context, require_root
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.makesystem import Made
