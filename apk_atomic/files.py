@@ -14,12 +14,6 @@ import os
 import stat
 import struct
 
-from apk_atomic.immutable import insist
-
-TYPE_CHECKING = False  # as type checkers read it, without the price of importing typing
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 RESOLVE_NO_XDEV = 0x01  # refuses to cross a mount point; a btrfs subvolume that is not mounted is none
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -36,7 +30,6 @@ _OPENAT2 = 437  # the same number on every architecture
 _OPEN_HOW = struct.Struct("=QQQ")
 _EAGAIN_RETRIES = 100  # openat2 answers EAGAIN when a rename elsewhere raced with a ".." in the path
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_MAX_DEPTH = 100  # descriptors held by remove_tree; well below the usual limit of 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _openat2 = _libc["syscall"]  # syscall(2), as a function of its own: declared types make the call twice as fast
@@ -95,6 +88,14 @@ def open_in_root(dirfd: int, path: str, flags: int, mode: int = 0, *, no_xdev: b
     chroot."""
     resolve = IN_ROOT | (RESOLVE_NO_XDEV if no_xdev else 0)
     return open_beneath(dirfd, path, flags, mode, resolve=resolve)
+
+
+def open_parent(dirfd: int, path: str) -> tuple[int, str]:
+    """A descriptor of the directory that holds `path`, opened beneath `dirfd`, and the last component."""
+    directory, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        raise error(errno.EINVAL, path)
+    return open_beneath(dirfd, directory or ".", _DIRECTORY), name
 
 
 def make_directories(dirfd: int, path: str, mode: int = 0o755) -> bool:
@@ -198,73 +199,6 @@ def same_file(fd: int, dirfd: int, path: str) -> bool:
         os.close(other)
 
 
-def remove_tree(
-    dirfd: int, path: str, *, cross: bool = False, foreign: Callable[[int, str], None] | None = None
-) -> None:
-    """Delete `path` and all below it, following no link; FileNotFoundError when it is not there.
-
-    A directory on another device than `path` itself, and so every subvolume and most mounts, is left to
-    `foreign`, which is given the directory that it is in and its name. Without that it is refused with EXDEV
-    unless `cross`; what was deleted before stays deleted. With `cross` a mount point still fails (EBUSY),
-    after it was emptied.
-    """
-    parent, name = _open_parent(dirfd, path)
-    try:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=parent)
-            return
-        while not _has_removed(parent, name, _refuse if foreign is None and not cross else foreign):
-            pass
-    finally:
-        os.close(parent)
-
-
-def _has_removed(parent: int, name: str, foreign: Callable[[int, str], None] | None) -> bool:
-    """One round; False when something is in it still. btrfs does not show what came after the opening: open anew."""
-    top = open_beneath(parent, name, _DIRECTORY)
-    try:
-        _empty(top, top, _MAX_DEPTH, foreign)
-    finally:
-        os.close(top)
-    try:
-        insist(os.rmdir, name, parent)
-    except OSError as failure:
-        if failure.errno != errno.ENOTEMPTY:
-            raise
-        return False
-    return True
-
-
-def _refuse(dirfd: int, name: str) -> None:
-    raise error(errno.EXDEV, f"{fd_path(dirfd)}/{name}")
-
-
-def _empty(top: int, fd: int, depth: int, foreign: Callable[[int, str], None] | None) -> None:
-    """Delete what is in directory `fd`; what lies `depth` levels deeper is moved up into `top` for another
-    round."""
-    with os.scandir(fd) as entries:
-        found = list(entries)
-    for entry in found:
-        if not entry.is_dir(follow_symlinks=False):
-            insist(os.unlink, entry.name, fd)
-        elif depth == 0:
-            insist(lambda name, dir_fd: _move_up(top, name, dir_fd), entry.name, fd)
-        else:
-            child = open_beneath(fd, entry.name, _DIRECTORY)
-            try:
-                if foreign is not None and os.fstat(child).st_dev != os.fstat(top).st_dev:
-                    foreign(fd, entry.name)
-                    continue
-                _empty(top, child, depth - 1, foreign)
-            finally:
-                os.close(child)
-            insist(os.rmdir, entry.name, fd)
-
-
-def _move_up(top: int, name: str, dir_fd: int) -> None:
-    os.rename(name, TEMP_PREFIX + os.urandom(8).hex(), src_dir_fd=dir_fd, dst_dir_fd=top)
-
-
 def _read_all(fd: int, path: str, limit: int, expected: int) -> bytes:
     """Read to the end, whatever st_size says: in /proc it says 0, and the file may grow."""
     parts: list[bytes] = []
@@ -278,7 +212,7 @@ def _read_all(fd: int, path: str, limit: int, expected: int) -> bytes:
 
 
 def _replace(dirfd: int, path: str, data: bytes, mode: int, *, durable: bool) -> None:
-    parent, name = _open_parent(dirfd, path)
+    parent, name = open_parent(dirfd, path)
     try:
         temp = TEMP_PREFIX + os.urandom(8).hex()
         try:
@@ -313,14 +247,6 @@ def _unlink_if_there(parent: int, name: str) -> None:
         os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
         return
-
-
-def _open_parent(dirfd: int, path: str) -> tuple[int, str]:
-    """A descriptor of the directory that holds `path`, opened beneath `dirfd`, and the last component."""
-    directory, name = os.path.split(path)
-    if name in ("", ".", ".."):
-        raise error(errno.EINVAL, path)
-    return open_beneath(dirfd, directory or ".", _DIRECTORY), name
 
 
 def _encoded(path: str) -> bytes:

@@ -30,6 +30,7 @@ from apk_atomic import (
     oldsystem,
     proof,
     rebuild,
+    removal,
     staged,
 )
 from apk_atomic.adoption import Plan
@@ -143,7 +144,7 @@ def _make_mount_points(first: First) -> None:
 def _remove(root: int, path: str) -> None:
     """A path of the snapshot with all below it; one that is not there, or leads elsewhere, is none of ours."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        files.remove_tree(root, path, foreign=_remove_placeholder)
+        removal.remove_tree(root, path, foreign=_remove_placeholder)
 
 
 def empty(root: int, path: str) -> None:
@@ -154,7 +155,7 @@ def empty(root: int, path: str) -> None:
         return
     try:
         for name in os.listdir(directory):
-            files.remove_tree(directory, name, foreign=_remove_placeholder)
+            removal.remove_tree(directory, name, foreign=_remove_placeholder)
     finally:
         os.close(directory)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from apk_atomic import btrfs, files
+from apk_atomic import btrfs, files, removal
 from apk_atomic.errors import CheckFailed
 from apk_atomic.faults import point
 from apk_atomic.names import is_safe_name, new_id
@@ -166,7 +166,7 @@ def remove_directory(volume: Volume, parent: str, name: str) -> None:
 
 def _remove_entry(above: int, name: str) -> None:
     if _exists(above, name):
-        files.remove_tree(above, name, foreign=btrfs.destroy_tree)
+        removal.remove_tree(above, name, foreign=btrfs.destroy_tree)
 
 
 def _ensure_directory(top: int, name: str, mode: int) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from apk_atomic import btrfs, disks, files, kernel, mounts, newroot
+from apk_atomic import btrfs, disks, files, kernel, mounts, newroot, removal
 from apk_atomic.errors import CheckFailed, NoSpace
 from apk_atomic.lock import RUN
 from apk_atomic.oldfstab import Separate
@@ -131,7 +131,7 @@ def _copy_below(source: int, target: int, name: str) -> None:
 def _remove(target: int, name: str) -> None:
     """What a link takes the place of, in the snapshot."""
     with suppress(FileNotFoundError):
-        files.remove_tree(target, name, foreign=_remove_placeholder)
+        removal.remove_tree(target, name, foreign=_remove_placeholder)
 
 
 def _remove_placeholder(directory: int, name: str) -> None:

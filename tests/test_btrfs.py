@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import btrfs, btrfs_ioctl, btrfs_space, files
+from apk_atomic import btrfs, btrfs_ioctl, btrfs_space, files, removal
 from apk_atomic.btrfs_space import Group
 from tests.support.loopbtrfs import HAVE_LOOP, MIB, btrfs_volume
 
@@ -414,10 +414,10 @@ def test_remove_tree_stops_at_a_subvolume(place: Path, here: int) -> None:
         btrfs.create_subvolume(fd, "inner")
     (place / "tmp/inner/kept").touch()
     with pytest.raises(OSError, match="inner") as caught:
-        files.remove_tree(here, "tmp")
+        removal.remove_tree(here, "tmp")
     assert caught.value.errno == errno.EXDEV
     assert (place / "tmp/inner/kept").exists()
-    files.remove_tree(here, "tmp", cross=True)
+    removal.remove_tree(here, "tmp", foreign=btrfs.destroy_tree)
     assert os.listdir(place) == []
 
 

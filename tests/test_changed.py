@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import changed, files
+from apk_atomic import changed, files, removal
 from apk_atomic.changed import Changed, Part
 from tests.support import btrfsctl, engine
 
@@ -220,7 +220,7 @@ def replace_directory(root: Path) -> None:
 
 def remove_tree(root: Path, name: str) -> None:
     fd = os.open(root, os.O_RDONLY)
-    files.remove_tree(fd, name)
+    removal.remove_tree(fd, name)
     os.close(fd)
 
 

@@ -1,10 +1,9 @@
-"""`files` against a real file system: hostile links, odd files, atomic replacement, recursive deletion."""
+"""`files` against a real file system: hostile links, odd files, atomic replacement."""
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -305,49 +304,6 @@ def test_same_file_notices_a_replacement(root: Path, fd: int) -> None:
         assert not files.same_file(opened, fd, "missing")
     finally:
         os.close(opened)
-
-
-def test_remove_tree_follows_no_link(root: Path, fd: int) -> None:
-    outside = root.parent / "outside"
-    outside.mkdir()
-    (outside / "kept").touch()
-    (root / "etc/deep/er").mkdir(parents=True)
-    os.mkfifo(root / "etc/deep/fifo")
-    (root / "etc/deep/away").symlink_to(outside)
-    (root / "etc" / os.fsdecode(b"\xfe")).touch()
-    (root / "link").symlink_to("../outside")
-    files.remove_tree(fd, "etc/deep")
-    assert sorted(os.listdir(root / "etc")) == sorted(["name", os.fsdecode(b"\xfe")])
-    files.remove_tree(fd, "etc")
-    files.remove_tree(fd, "link")
-    assert os.listdir(root) == []
-    assert os.listdir(outside) == ["kept"]
-    with pytest.raises(FileNotFoundError):
-        files.remove_tree(fd, "etc")
-
-
-def test_remove_tree_does_not_pass_a_linked_parent(root: Path, fd: int) -> None:
-    (root / "out").symlink_to("..")
-    with pytest.raises(OSError, match="out"):
-        files.remove_tree(fd, "out/secret")
-    assert (root.parent / "secret").exists()
-
-
-def test_remove_tree_deletes_what_is_deeper_than_descriptors_and_recursion_reach(root: Path, fd: int) -> None:
-    at = os.dup(fd)
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=at)
-        below = os.open("d", os.O_RDONLY, dir_fd=at)
-        os.close(at)
-        at = below
-    os.close(at)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-    try:
-        files.remove_tree(fd, "d")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert os.listdir(root) == ["etc"]
 
 
 def test_the_module_imports_next_to_nothing() -> None:

@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "apk_atomic"
 # From the bottom up. A row is a layer of the design, or a part of one: a module imports modules of the rows below
 # its own and no others of ours.
 LAYERS = (
-    ("errors", "faults", "immutable", "btrfs_ioctl", "exchange", "verdict", "names", "applets", "holds", "schedule"),
+    ("errors", "faults", "btrfs_ioctl", "exchange", "verdict", "names", "applets", "holds", "schedule"),
     ("model", "grammar"),
     ("retention", "atomic_options", "autoplan", "config_schema"),
     ("cmdline",),
     ("rehearsal",),
     ("config", "files", "console", "signals", "mounts", "terminal", "loop", "disks", "machine"),
-    ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack", "hibernation", "fat"),
+    ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack", "hibernation", "fat", "removal"),
     ("settings",),
     ("nvram", "partition", "elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "notify", "namespace", "installed", "fstab", "initramfs", "bootmenu"),
