@@ -103,9 +103,16 @@ def make_directories(dirfd: int, path: str, mode: int = 0o755) -> bool:
 
     OSError where something that is no directory stands in the way.
     """
+    directory, made = open_made(dirfd, path, mode)
+    os.close(directory)
+    return made
+
+
+def open_made(dirfd: int, path: str, mode: int = 0o755) -> tuple[int, bool]:
+    """`make_directories`, and a descriptor of the last of them, which comes first."""
     made, current = False, os.dup(dirfd)
     try:
-        for name in path.strip("/").split("/"):
+        for name in filter(None, path.split("/")):
             try:
                 os.mkdir(name, mode, dir_fd=current)
                 made = True
@@ -114,9 +121,10 @@ def make_directories(dirfd: int, path: str, mode: int = 0o755) -> bool:
             below = open_entry(current, name, _DIRECTORY)
             os.close(current)
             current = below
-    finally:
+    except BaseException:
         os.close(current)
-    return made
+        raise
+    return current, made
 
 
 def read_file(dirfd: int, path: str, limit: int, *, resolve: int = STRICT) -> bytes:
@@ -185,18 +193,6 @@ def list_names(dirfd: int, path: str = ".") -> list[str]:
         return sorted(os.listdir(fd))
     finally:
         os.close(fd)
-
-
-def same_file(fd: int, dirfd: int, path: str) -> bool:
-    """Whether `path` (no link followed) names, now, the very file that `fd` has open."""
-    try:
-        other = open_beneath(dirfd, path, os.O_PATH | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return os.path.sameopenfile(fd, other)
-    finally:
-        os.close(other)
 
 
 def _read_all(fd: int, path: str, limit: int, expected: int) -> bytes:

@@ -32,7 +32,6 @@ _DHCP = "\nauto {name}\niface {name} inet dhcp\n"
 _LIMIT = 1 << 20  # bytes of a file that we change
 _CRYPT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./=,")
 _HASHES = {"1": 22, "5": 43, "6": 86, "2a": 53, "2b": 53, "2y": 53, "7": 43, "y": 43, "gy": 43}  # crypt(5): characters
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 # Where things are mounted; packages bring them too, but we mount before there are packages.
 _POINTS = (("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777))
 
@@ -145,18 +144,10 @@ def write(root: int, path: str, content: str | bytes, mode: int = 0o644, owner: 
 
 def make_directory(root: int, path: str) -> int:
     """A descriptor of a directory in the root, made where it is missing; no link on the way is followed."""
-    current = os.dup(root)
     try:
-        for name in filter(None, path.split("/")):
-            with suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=current)
-            below = files.open_beneath(current, name, _DIRECTORY)
-            os.close(current)
-            current = below
+        return files.open_made(root, path)[0]
     except OSError as error:
-        os.close(current)
         raise CheckFailed(f"/{path} of the new system is not a directory: {error.strerror}") from error
-    return current
 
 
 def _read(root: int, path: str) -> str:

@@ -294,18 +294,6 @@ def test_list_names_sorts_and_follows_no_link(root: Path, fd: int) -> None:
         files.list_names(fd, "link")
 
 
-def test_same_file_notices_a_replacement(root: Path, fd: int) -> None:
-    opened = files.open_beneath(fd, "etc/name", os.O_RDONLY)
-    try:
-        assert files.same_file(opened, fd, "etc/name")
-        (root / "etc/other").write_bytes(b"inside")
-        os.rename(root / "etc/other", root / "etc/name")
-        assert not files.same_file(opened, fd, "etc/name")
-        assert not files.same_file(opened, fd, "missing")
-    finally:
-        os.close(opened)
-
-
 def test_the_module_imports_next_to_nothing() -> None:
     heavy = "{'re', 'pathlib', 'typing', 'tempfile', 'shutil'}"
     script = f"import sys, apk_atomic.files; print(*{heavy} & set(sys.modules))"
