@@ -18,7 +18,7 @@ from apk_atomic.bootable import MENU
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.config import Config
 from apk_atomic.errors import CheckFailed, Refused, UsageError
-from apk_atomic.esp import Esp
+from apk_atomic.esp_types import Esp
 from apk_atomic.faults import point
 from apk_atomic.loaders import DIRECTORY, LoaderFiles
 from apk_atomic.session import Work

@@ -33,7 +33,7 @@ from apk_atomic.bootmenu import Menu
 from apk_atomic.checkup_types import EspFacts, MenuFacts, RootFacts, VolumeFacts
 from apk_atomic.config import Config
 from apk_atomic.errors import AtomicError
-from apk_atomic.esp import Esp
+from apk_atomic.esp_types import Esp, Unseen
 from apk_atomic.faults import point
 from apk_atomic.journal import LINKS, NEXT, SNAPSHOTS, STAGING
 from apk_atomic.kernel import MICROCODE_SUFFIX
@@ -174,7 +174,7 @@ def look_at_esp(opened: Volume, own_fstab: str, menu: Menu | None, place: str, s
     try:
         with esp.opened(place, signals, writable=False) as found:
             return _esp_facts(found, place, menu, signals)
-    except esp.Unseen as error:
+    except Unseen as error:
         return EspFacts(place, unseen=error.message, way_out=error.hint)
     except (AtomicError, OSError) as error:
         return EspFacts(place, error.message if isinstance(error, AtomicError) else error.strerror or "")

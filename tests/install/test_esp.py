@@ -12,7 +12,7 @@ import pytest
 
 from apk_atomic import bootinstall, esp, loaders, loop
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, UsageError
-from apk_atomic.esp import Esp
+from apk_atomic.esp_types import Esp
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.signals import Signals
 from tests.install.disks import DRIVER, MIB, NAME, PROGRAM, listing, make_fat
