@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OPTION_PREFIX = "--atomic-"
 _VALUE_OPTIONS = ("base", "message", "accept", "wait", "volume")
 _FLAG_OPTIONS = ("keep-failed", "unchanged-77")
+OF_A_CHANGE = ("base", "message", "wait", "keep_failed", "unchanged_77", "volume")
+"""What means something to whoever makes a generation, as fields of AtomicOptions."""
 
 
 class AtomicOptions(NamedTuple):

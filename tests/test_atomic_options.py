@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from apk_atomic import cli
+from apk_atomic import cli, verbs
 from apk_atomic.atomic_options import AtomicOptions, split_atomic
 from apk_atomic.errors import UsageError
 
@@ -140,7 +140,7 @@ TAKEN = {
 
 
 def test_every_verb_has_its_row() -> None:
-    assert {line.split()[0] for line in TAKEN} >= set(cli._VERBS) | {"add", "del", "upgrade", "fix"}
+    assert {line.split()[0] for line in TAKEN} >= set(verbs.VERBS) | {"add", "del", "upgrade", "fix"}
     assert set(GIVEN) == set(AtomicOptions._fields)
 
 

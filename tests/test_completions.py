@@ -14,7 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from apk_atomic import cli, cmdline
+from apk_atomic import cli, cmdline, verbs
 from apk_atomic.applets import APPLETS, Version, has_applet, options
 from apk_atomic.commands import usage
 from tests.support.guest import USER_ID
@@ -110,8 +110,8 @@ def known(name: str) -> set[str]:
 
 
 def test_words_are_those_that_there_are() -> None:
-    assert set(completions.words()) == set(cli._VERBS) | set(APPLETS)
-    assert set(cli._VERBS) <= set(cmdline.VERBS)
+    assert set(completions.words()) == set(verbs.VERBS) | set(APPLETS)
+    assert set(verbs.VERBS) <= set(cmdline.VERBS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
@@ -123,7 +123,7 @@ def test_every_option_of_every_word(scripts: Path, shell: str) -> None:
         assert missing == set(), f"{name}: {missing}"
         strange = {each for each in offered if each.startswith("--") and not each.startswith("--atomic-")} - known(name)
         assert {each for each in strange if each.replace("--no-", "--") not in known(name)} == set(), name
-        takes = cli._OF_APK[APPLETS[name].kind] if name in APPLETS else cli._VERBS[name].takes
+        takes = cli._OF_APK[APPLETS[name].kind] if name in APPLETS else verbs.VERBS[name].takes
         atomic = {each.removeprefix("--atomic-") for each in offered if each.startswith("--atomic-")}
         assert {each.replace("-", "_") for each in atomic} == set(takes), name
 

@@ -20,7 +20,6 @@ import pytest
 from apk_atomic import (
     atomic_options,
     bootmenu,
-    cli,
     cmdline,
     config,
     config_schema,
@@ -30,6 +29,7 @@ from apk_atomic import (
     notify,
     process,
     session,
+    verbs,
     volume,
 )
 from apk_atomic.applets import APPLETS, Kind
@@ -45,7 +45,7 @@ SHIPPED = (ROOT / "config/apk-atomic.toml").read_text()
 COMMANDS, SETTINGS, LAYOUT = (
     (ROOT / f"doc/{name}.scd").read_text() for name in ("apk-atomic.8", "apk-atomic.toml.5", "apk-atomic-layout.7")
 )
-VERBS = sorted(cli._VERBS)
+VERBS = sorted(verbs.VERBS)
 JSON_TYPES = {int: "number", str: "string", dict: "object", list: "s", type(None): ", null"}
 
 
@@ -114,7 +114,8 @@ def test_options_of_a_verb(verb: str) -> None:
 def test_options_of_ours_that_a_verb_takes(verb: str) -> None:
     said = re.findall(r"^Takes (.*)\.$", of_verb(verb), re.MULTILINE)
     assert len(said) == 1
-    assert {name.replace("-", "_") for name in re.findall(r"--atomic-([\w-]+)", said[0])} == set(cli._VERBS[verb].takes)
+    named = {name.replace("-", "_") for name in re.findall(r"--atomic-([\w-]+)", said[0])}
+    assert named == set(verbs.VERBS[verb].takes)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if usage.VERBS[verb].flags is not None])

@@ -45,6 +45,7 @@ LAYERS = (
     ("unattended",),
     ("restart",),
     ("commands",),
+    ("verbs",),
     ("cli",),
     ("front",),
 )

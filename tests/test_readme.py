@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import cli, config, config_schema
+from apk_atomic import config, config_schema, verbs
 from apk_atomic.applets import APPLETS
 from apk_atomic.atomic_options import split_atomic
 from apk_atomic.commands import usage
@@ -204,9 +204,9 @@ def test_commands_in_the_text_exist() -> None:
             continue
         line = split_atomic(words)[1]
         for word in line[0].split("|"):
-            assert word in cli._VERBS or word in APPLETS, rest
+            assert word in verbs.VERBS or word in APPLETS, rest
             flags = re.findall(r"--[a-z-]+", rest)
-            plain = usage.VERBS[word].flags if word in cli._VERBS else None
+            plain = usage.VERBS[word].flags if word in verbs.VERBS else None
             assert plain is None or {f"--{flag}" for flag in plain} >= set(flags) - {usage.HELP}, rest
 
 
@@ -225,7 +225,7 @@ def first_column(heading: str) -> list[str]:
 
 
 def test_every_verb_is_named() -> None:
-    assert {line.split()[0] for line in first_column("verb")} == set(cli._VERBS)
+    assert {line.split()[0] for line in first_column("verb")} == set(verbs.VERBS)
 
 
 def test_what_it_leads_to_is_there() -> None:

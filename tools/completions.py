@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from apk_atomic import cli
+from apk_atomic import cli, verbs
 from apk_atomic.applets import APPLETS, Mode, Version, has_applet, options
 from apk_atomic.atomic_options import OPTION_PREFIX
 from apk_atomic.commands import usage
@@ -54,7 +54,7 @@ class Word(NamedTuple):
 
 def words() -> dict[str, Word]:
     """Ours, then apk's."""
-    return {**{name: _verb(name) for name in cli._VERBS}, **{name: _applet(name) for name in APPLETS}}
+    return {**{name: _verb(name) for name in verbs.VERBS}, **{name: _applet(name) for name in APPLETS}}
 
 
 def leading() -> tuple[Option, ...]:
@@ -72,7 +72,7 @@ def _verb(name: str) -> Word:
     else:
         own = [Option(f"--{flag}", None, does) for flag, does in verb.flags.items()]
         own.append(Option(usage.HELP, None, "help"))
-    return Word(verb.does, _unique([*own, *_of_ours(_taken(cli._VERBS[name].takes))]), _operands(verb.words))
+    return Word(verb.does, _unique([*own, *_of_ours(_taken(verbs.VERBS[name].takes))]), _operands(verb.words))
 
 
 def _taken(fields: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,6 @@
 """`apk-atomic --help`, `apk-atomic VERB --help`, and the reminder for a line without a word.
 
-The table of verbs is also what `cli` reads their words by, so that no help can differ from what is understood. A test
+The table of verbs is also what `verbs` reads their words by, so that no help can differ from what is understood. A test
 compares all of it with the manual.
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import cli
+from apk_atomic import verbs
 from tests.dropin.world import BARE, HELLO, Told, link_apk, make_pending, ours, probe_instead_of_apk, told
 from tests.support.world import Guest, Volume, make_volume
 
@@ -59,7 +59,7 @@ def test_own_usage_and_nothing_of_it_as_apk(untouched: Guest) -> None:
     assert "apk-atomic" not in untouched.run(["apk", "--help"]).stdout
 
 
-@pytest.mark.parametrize("verb", cli._VERBS)
+@pytest.mark.parametrize("verb", verbs.VERBS)
 def test_help_of_every_verb(untouched: Guest, verb: str) -> None:
     """To everybody, on every system, and without looking at it."""
     asked = untouched.run(["apk-atomic", verb, "--help"])
