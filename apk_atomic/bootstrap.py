@@ -288,7 +288,7 @@ def _lay_out(new: _New, found: Bootable, argv: tuple[str, ...], clock: Clock) ->
         message="made by init",
         apk_version=apk.version if apk else "",
         kernels=found.kernels,
-        changes=installed.difference(b"", database),
+        changes=installed.compare({}, installed.packages(database)),
         initramfs=found.images,
         proof=found.proof,
         fstab_template=fstab.digest(template),

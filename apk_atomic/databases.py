@@ -20,6 +20,18 @@ _APK = "apk-tools"
 _EMPTY = installed.source(b"")
 
 
+@contextmanager
+def opened(root: int) -> Iterator[Source]:
+    """The database of a root, to be read in pieces; empty where there is none (see `Databases`)."""
+    with lookup.opened(root, installed.DATABASE) as fd:
+        size = 0 if fd is None else os.fstat(fd).st_size
+        if fd is None or size > installed.LIMIT:
+            yield _EMPTY
+            return
+        descriptor = fd
+        yield Source(size, lambda at, length: os.pread(descriptor, length, at))
+
+
 class _Apart(NamedTuple):
     """The records of base, and those of the staged root, between what both begin and what both end with."""
 
@@ -97,7 +109,7 @@ class Databases:
         return _looked_through(self._base_root)
 
     def _find_in_base(self, name: str) -> Package | None:
-        with _opened(self._base_root) as base:
+        with opened(self._base_root) as base:
             return next((found for block in installed.blocks(base) if (found := installed.find(block, name))), None)
 
     def _apart(self) -> _Apart:
@@ -105,7 +117,7 @@ class Databases:
         if state == _state(self._base_root):  # of a snapshot, the inode too, until it is replaced
             return _SAME
         if state != self._state:
-            with _opened(self._base_root) as base, _opened(self._root) as staged:
+            with opened(self._base_root) as base, opened(self._root) as staged:
                 self._last = _Apart(*installed.parts_apart(base, staged))
             self._state = state
         return self._last
@@ -114,7 +126,7 @@ class Databases:
 def _looked_through(root: int) -> _Base:
     broken: set[str] = set()
     apk: Package | None = None
-    with _opened(root) as database:
+    with opened(root) as database:
         for block in installed.blocks(database):
             broken |= installed.broken(block)
             apk = apk or installed.find(block, _APK)
@@ -125,14 +137,3 @@ def _state(root: int) -> tuple[int, ...]:
     """Differs once the database of a root was replaced or written to."""
     found = lookup.status(root, installed.DATABASE)
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else ()
-
-
-@contextmanager
-def _opened(root: int) -> Iterator[Source]:
-    with lookup.opened(root, installed.DATABASE) as fd:
-        size = 0 if fd is None else os.fstat(fd).st_size
-        if fd is None or size > installed.LIMIT:
-            yield _EMPTY
-            return
-        descriptor = fd
-        yield Source(size, lambda at, length: os.pread(descriptor, length, at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from apk_atomic import apkline, holds, installed, lookup, volume
+from apk_atomic import apkline, databases, holds, installed, lookup, volume
 from apk_atomic.config import Config
 from apk_atomic.volume import Volume
 
@@ -14,11 +14,11 @@ def sentences(opened: Volume, config: Config, name: str) -> tuple[str, ...]:
     """One for each such kernel of generation NAME. Raises AtomicError where there is none of that name."""
     root = volume.open_root(opened, name)
     try:
-        database = lookup.read(root, installed.DATABASE, installed.LIMIT) or b""
         world = (lookup.read(root, installed.WORLD, installed.LIMIT) or b"").decode("utf-8", "replace")
+        with databases.opened(root) as database:
+            found = holds.find_holds(lambda: installed.blocks(database), world)
     finally:
         os.close(root)
-    found = holds.find_holds(database, world)
     if not found:
         return ()
     answer = apkline.ask(opened, config, name, [*holds.QUESTION, *(hold.kernel for hold in found)])

@@ -6,7 +6,7 @@ the old kernel and says nothing. Pure: database, world and answers in, values ou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 WORLD = "/etc/apk/world"  # what holds a kernel that the user pinned
@@ -23,21 +23,23 @@ class Hold(NamedTuple):
     by: tuple[str, ...]
 
 
-def find_holds(database: bytes, world: str) -> tuple[Hold, ...]:
+Blocks = Callable[[], Iterable[bytes]]  # the installed database from its start, in pieces of whole records
+
+
+def find_holds(database: Blocks, world: str) -> tuple[Hold, ...]:
     """The installed kernels that something installed, or the world, ties to a version."""
+    kernels = {_field(record, b"P"): record for text in _texts(database) for record in _records_with(text, _OWNS)}
+    kernels.pop(b"", None)
+    users: dict[bytes, set[str]] = {kernel: set() for kernel in kernels}
+    for text in _texts(database) if kernels else ():
+        for kernel, record in kernels.items():
+            users[kernel].update(_users(text, kernel, _field(record, b"o")))
     found = []
-    text = b"\n" + database  # so that every line begins with a newline
-    for kernel in sorted(set(_kernels(text)) - {b""}):
-        record = next(_records_with(text, b"\nP:" + kernel + b"\n"), b"")
-        origin = _field(record, b"o")
-        users = _records_with(text, kernel)
-        by = sorted({_field(user, b"P").decode("utf-8", "replace") for user in users
-                     if _is_tied(user, kernel) and (not origin or _field(user, b"o") != origin)})  # fmt: skip
+    for kernel in sorted(kernels):
         name = kernel.decode("utf-8", "replace")
-        if any(_limits(word, name) for word in world.split()):
-            by.append(WORLD)
+        by = sorted(users[kernel]) + [WORLD] * any(_limits(word, name) for word in world.split())
         if by:
-            found.append(Hold(name, _field(record, b"V").decode("utf-8", "replace"), tuple(by)))
+            found.append(Hold(name, _field(kernels[kernel], b"V").decode("utf-8", "replace"), tuple(by)))
     return tuple(found)
 
 
@@ -59,10 +61,16 @@ def sentences(holds: Iterable[Hold], answer: str) -> tuple[str, ...]:
     )
 
 
-def _kernels(text: bytes) -> Iterator[bytes]:
-    """Names of the packages that have a directory in usr/share/kernel."""
-    for record in _records_with(text, _OWNS):
-        yield _field(record, b"P")
+def _texts(database: Blocks) -> Iterator[bytes]:
+    """Each piece with a newline in front, so that every line begins with one."""
+    return (b"\n" + block for block in database())
+
+
+def _users(text: bytes, kernel: bytes, origin: bytes) -> Iterator[str]:
+    """Names of the packages that a version of the kernel is all that they work with, but for those of its origin."""
+    for user in _records_with(text, kernel):
+        if _is_tied(user, kernel) and (not origin or _field(user, b"o") != origin):
+            yield _field(user, b"P").decode("utf-8", "replace")
 
 
 def _records_with(text: bytes, needle: bytes) -> Iterator[bytes]:

@@ -192,9 +192,9 @@ def _files(record: bytes) -> list[str]:
     return found
 
 
-def difference(old: bytes, new: bytes) -> PackageChanges:
+def difference(old: Source, new: Source) -> PackageChanges:
     """What was added, removed, upgraded (or downgraded) and rebuilt between two databases."""
-    before, after = parts_apart(source(old), source(new))
+    before, after = parts_apart(old, new)
     return compare(packages(before), packages(after))
 
 

@@ -63,9 +63,7 @@ def nothing(lab: Lab, rounds: int) -> Iterator[Row]:
     """An upgrade with nothing to do."""
     machine, bare = lab.ours(BASE), lab.bare(BASE)
     before = machine.volume.generations()
-    found = in_turns(
-        rounds, {"ours": machine.contestant(OURS, "upgrade"), "apk": bare.contestant(APK, "upgrade")}
-    )
+    found = in_turns(rounds, {"ours": machine.contestant(OURS, "upgrade"), "apk": bare.contestant(APK, "upgrade")})
     left = set(machine.volume.generations()) - set(before)
     what = "upgrade with nothing to do"
     yield compared(what, found["ours"], found["apk"], "apk", added=NOTHING_ADDED)
@@ -120,18 +118,15 @@ def memory(lab: Lab, rounds: int) -> Iterator[Row]:
     """The most memory that apk-atomic takes for itself while apk works."""
     for packages in (BASE.packages, 10_000):
         machine = lab.ours(Shape(packages=packages))
-        peaks = [_peak(machine, number) for number in range(min(rounds, 3))]
-        peak = max(peaks)
-        yield Row(
-            f"peak memory beside apk, {packages:,} packages", mib(peak), "", "", f"≤ {mib(MEMORY)}", peak <= MEMORY
-        )
+        adding = max(_peak(machine, "add", f"hello=1.{number + 1}-r0") for number in range(min(rounds, 3)))
+        for what, peak in (("add", adding), ("upgrade", _peak(machine, "upgrade"))):
+            name = f"peak memory beside apk: {what}, {packages:,} packages"
+            yield Row(name, mib(peak), "", "", f"≤ {mib(MEMORY)}", peak <= MEMORY)
 
 
-def _peak(machine: Machine, number: int) -> int:
-    said = machine.once(PYTHON, "-I", "-c", PEAK, "add", f"hello=1.{number + 1}-r0").said
+def _peak(machine: Machine, *words: str) -> int:
+    said = machine.once(PYTHON, "-I", "-c", PEAK, *words).said
     lines = [line for line in said.splitlines() if line.startswith("VmHWM")]
     if not lines:
         raise Failed(f"no peak in what was said:\n{said}")
     return int(lines[0].split()[1]) * 1024
-
-

@@ -50,7 +50,9 @@ ZFS = record("zfs-lts", depends=f"zfs linux-lts={OLD}", origin="zfs")
     ],
 )  # fmt: skip
 def test_what_holds_a_kernel(database: str, world: str, found: tuple[Hold, ...]) -> None:
-    assert holds.find_holds(database.encode(), world) == found
+    assert holds.find_holds(lambda: [database.encode()], world) == found
+    records = [record.encode() + b"\n\n" for record in database.split("\n\n") if record]
+    assert holds.find_holds(lambda: records, world) == found
 
 
 ANSWER = f"Installed:                Available:\nlinux-lts-{OLD}    < {NEW} \nmusl-1.2-r0 < 1.3-r0\n"
@@ -67,7 +69,7 @@ def test_only_what_could_be_newer_is_said() -> None:
 
 @given(st.binary(max_size=300), st.text(max_size=60))
 def test_any_database_gives_an_answer(data: bytes, text: str) -> None:
-    for hold in holds.find_holds(LTS.encode() + data + b"\n\nD:linux-lts=" + data, text):
+    for hold in holds.find_holds(lambda: [LTS.encode() + data + b"\n\nD:linux-lts=" + data], text):
         holds.newer(text, hold)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from apk_atomic import files, installed, report, volume
+from apk_atomic import databases, installed, lookup, report, volume
 from apk_atomic.context import Context, steadily
 from apk_atomic.errors import UsageError
+from apk_atomic.installed import Source
 from apk_atomic.model import PackageChanges, State
 from apk_atomic.retention import named
 from apk_atomic.volume import Volume
@@ -30,7 +33,8 @@ def run(context: Context, first: str | None, second: str | None, *, as_json: boo
 
 def _compare(opened: Volume, first: str | None, second: str | None) -> tuple[str, str, PackageChanges]:
     before, after = choose(volume.read_state(opened), first, second)
-    return before, after, installed.difference(_database(opened, before), _database(opened, after))
+    with _database(opened, before) as old, _database(opened, after) as new:
+        return before, after, installed.difference(old, new)
 
 
 def choose(state: State, first: str | None, second: str | None) -> tuple[str, str]:
@@ -45,12 +49,14 @@ def choose(state: State, first: str | None, second: str | None) -> tuple[str, st
     return others[0], state.next
 
 
-def _database(opened: Volume, name: str) -> bytes:
+@contextmanager
+def _database(opened: Volume, name: str) -> Iterator[Source]:
     root = volume.open_root(opened, name)
     try:
-        return files.read_file(root, installed.DATABASE, installed.LIMIT, resolve=files.IN_ROOT)
-    except OSError as error:
-        raise UsageError(f"generation {name} has no package database ({error.strerror})") from error
+        if not lookup.is_file(root, installed.DATABASE):
+            raise UsageError(f"generation {name} has no package database", hint="apk-atomic status --all")
+        with databases.opened(root) as database:
+            yield database
     finally:
         os.close(root)
 
