@@ -87,12 +87,32 @@ class Interrupted(AtomicError):
 
 
 _ROOM = "apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_HINTS = {
+    errno.EPERM: "this needs all that root may do: not a container's root, nor one without CAP_SYS_ADMIN",
+    errno.EMFILE: "ulimit -n says how many files a process may open",
+    errno.EFBIG: "ulimit -f says how large a file may become",
+}
 
 
 def refusal(error: OSError, room: str = _ROOM) -> AtomicError:
     """What an error of the system means where it ends a command that has changed nothing, or taken it back; `room` is
     the hint for a full volume."""
-    text = f"{error.filename or 'the volume'}: {error.strerror}; nothing was changed"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(text, hint=room)
-    return CheckFailed(text, hint="dmesg may say more")
+    text = f"{plain(error)}; nothing was changed"
+    if error.errno in _FULL:
+        return NoSpace(text, hint=hint_for(error, room))
+    return CheckFailed(text, hint=hint_for(error, room))
+
+
+def plain(error: Exception) -> str:
+    """What failed, for people: an error of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the volume'}: {error.strerror}"
+    return f"{error}"
+
+
+def hint_for(error: OSError, room: str = _ROOM) -> str:
+    """Where to look after an error of the system; `room`: where the volume is full."""
+    if error.errno in _FULL:
+        return "df /run shows how full it is" if f"{error.filename}".startswith("/run/") else room
+    return _HINTS.get(error.errno or 0, "dmesg may say more")

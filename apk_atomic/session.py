@@ -18,7 +18,7 @@ from typing import NamedTuple
 from apk_atomic import files, journal, mounts, volume
 from apk_atomic.config import Config
 from apk_atomic.console import Console
-from apk_atomic.errors import AtomicError, CheckFailed, refusal
+from apk_atomic.errors import AtomicError, CheckFailed, plain, refusal
 from apk_atomic.faults import point
 from apk_atomic.journal import Places
 from apk_atomic.locate import Located
@@ -77,7 +77,7 @@ def locked(
             stack.close()
             point("unlocked")
         except OSError as error:
-            console.warn(f"on leaving the volume: {error}")
+            console.warn(f"on leaving the volume: {plain(error)}")
 
 
 def _writable(opened: Volume) -> Volume:
@@ -112,7 +112,7 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
         try:
             step()
         except (OSError, AtomicError, ImportError) as error:
-            work.console.warn(f"after the commit: {error}")
+            work.console.warn(f"afterwards: {plain(error)}")
 
 
 # ---- garbage ---------------------------------------------------------------------------------------------
@@ -155,25 +155,36 @@ def _is_device(source: str, path: str, number: int) -> bool:
         return True
 
 
-def collect(work: Work, victims: tuple[Victim, ...]) -> None:
+class Collected(NamedTuple):
+    """`gone`: those that were deleted; `failed`: the IDs of those that could not be, each of which was warned about."""
+
+    gone: tuple[Victim, ...]
+    failed: tuple[str, ...]
+
+
+def collect(work: Work, victims: tuple[Victim, ...]) -> Collected:
     """Deletes generations, each through the journal, so that an interruption is finished by the next recovery."""
+    gone, failed = [], []
     if victims:
         with journal.opened(work.volume) as places:
             for victim in victims:
                 try:
-                    _collect(work, places, victim)
+                    gone += [victim] if _collect(work, places, victim) else []
                 except OSError as error:
-                    work.console.warn(f"{victim.id} could not be collected: {error}")
+                    work.console.warn(f"{victim.id} could not be collected: {plain(error)}")
+                    failed.append(victim.id)
     point("collected")
+    return Collected(tuple(gone), tuple(failed))
 
 
-def _collect(work: Work, places: Places, victim: Victim) -> None:
-    """Deletes one, unless it was blessed or pinned since it was looked at, or somebody was faster."""
+def _collect(work: Work, places: Places, victim: Victim) -> bool:
+    """Deletes one, unless it was blessed or pinned since it was looked at, or somebody was faster: False then."""
     if not volume.is_unkept(places.snapshots, victim.id):
-        return
+        return False
     if victim.unsealed:
         work.console.note(f"collecting {victim.id}: {victim.reason}")
     journal.collect(work.volume, places, victim.id)
+    return True
 
 
 def stale_links(opened: Volume, now: float) -> tuple[str, ...]:
@@ -254,5 +265,7 @@ def _publish(directory: str, name: str, text: str) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         files.write_atomic(fd, name, text.encode(), 0o644)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{directory}/{name}") from error
     finally:
         os.close(fd)

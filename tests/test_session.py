@@ -81,7 +81,7 @@ def test_a_mark_that_was_set_meanwhile_counts(place: Place) -> None:
         victims = session.plan_garbage(place.volume, Config(), read_state(place.volume), time.time() + 10)
         assert [victim.id for victim in victims] == ["one", "four"]
         (place.top / "snapshots/one/pinned").touch()
-        session.collect(work, victims)
+        assert [victim.id for victim in session.collect(work, victims).gone] == ["four"]
     assert [each.id for each in read_state(place.volume).generations] == ["one", "three", "two"]
 
 
@@ -154,6 +154,19 @@ def test_collect_removes_all_of_a_generation(place: Place, capfd: pytest.Capture
     assert place.names("snapshots") == ["three", "two"]
     assert place.names("staging") == []
     assert capfd.readouterr().err == "apk-atomic: collecting many: never sealed\n"
+
+
+def test_what_cannot_be_collected_is_no_success(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """Here because its name is taken where it would go."""
+    ours(place, "four")
+    (place.top / "staging").mkdir(mode=0o700, exist_ok=True)
+    (place.top / "staging/one").mkdir()
+    (place.top / "staging/one/file").touch()
+    with engine.working(place.volume) as work:
+        done = session.collect(work, (Victim("one", "in no slot"), Victim("four", "in no slot")))
+    assert ([each.id for each in done.gone], done.failed) == (["four"], ("one",))
+    assert place.names("snapshots") == ["one", "three", "two"]
+    assert "warning: one could not be collected: one: Directory not empty" in capfd.readouterr().err
 
 
 def test_an_interrupted_collection_is_finished_by_recovery(place: Place, capfd: pytest.CaptureFixture[str]) -> None:

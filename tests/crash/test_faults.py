@@ -15,7 +15,7 @@ import pytest
 
 import apk_atomic
 from apk_atomic.faults import ADOPTION, AUTO_POINTS, POINTS, READING
-from tests.crash.machine import THOROUGH, Machine, Scene, each, pending, scenes
+from tests.crash.machine import LITTER, THOROUGH, Machine, Scene, each, pending, scenes
 from tests.support.oracle import Fingerprint
 from tests.support.world import Result
 
@@ -43,6 +43,7 @@ A, AB, NONE = frozenset({"a"}), frozenset({"a", "b"}), frozenset[str]()
 ADD = Verb(("add", "b"), POINTS, AB, pending=True)
 ROLLBACK = Verb(("rollback",), (*REPOINT, "unlocked"), NONE, pending=False)
 DISCARD = Verb(("discard",), (*REPOINT, "collected", "unlocked"), NONE, pending=False)
+GC = Verb(("gc",), ("locked", "mounted", "recovered", "unstaged", "collected", "unlocked"), A, pending=True)
 STRUCK = [(ADD, action) for action in ("fail", "full", *SIGNALS)]
 STRUCK += [(ROLLBACK, "fail"), (ROLLBACK, "term"), (DISCARD, "full"), (DISCARD, "int")]
 VERBS = (
@@ -51,7 +52,7 @@ VERBS = (
     Verb(("run", "--", "sh", "-c", "echo more >/etc/more; rm /etc/a.conf"), POINTS, A, pending=True),
     ROLLBACK,
     DISCARD,
-    Verb(("gc",), ("locked", "mounted", "recovered", "unstaged", "collected", "unlocked"), A, pending=True),
+    GC,
 )
 
 
@@ -171,3 +172,29 @@ def test_killed_at_each_point(places: list[Scene], trees: dict[Verb, Trees], ver
 @pytest.mark.parametrize(("verb", "action"), STRUCK, ids=str)
 def test_struck_at_each_point(places: list[Scene], trees: dict[Verb, Trees], verb: Verb, action: str) -> None:
     each(places, verb.points, lambda scene, point: strike(scene, trees[verb], verb, point, action))
+
+
+@pytest.mark.parametrize("action", ["fail", "full", *SIGNALS])
+def test_a_collection_is_struck_at_each_point(places: list[Scene], trees: dict[Verb, Trees], action: str) -> None:
+    """There is no switch that tells what it did: it says so itself, and only of what is gone."""
+
+    def trial(scene: Scene, point: str) -> None:
+        with scene.resume() as machine:
+            start = machine.layout()
+            result = machine.run("gc", fault=f"{point}:{action}")
+            machine.expect_nothing_left()
+            said = f"{point}:{action}: {result.status}\n{result.stdout}{result.stderr}"
+            begun = GC.points.index(point) >= GC.points.index("unstaged")
+            if not begun:
+                expected = SIGNALS.get(action, 103 if action == "full" else 104)
+                assert machine.layout() == start and "nothing was changed" in result.stderr, said
+            else:
+                expected = 104 if action not in SIGNALS and point != "unlocked" else 0
+                assert machine.expect_clean().of("snapshots").isdisjoint(LITTER), said
+                assert "nothing was changed" not in result.stderr, said
+            assert result.status == expected, said
+            assert all(name in result.stdout for name in LITTER) == (begun and expected == 0), said
+            assert machine.side(trees[GC].old, trees[GC].new)
+            run_next(machine, A)
+
+    each(places, GC.points, trial)
