@@ -13,7 +13,7 @@ from apk_atomic.atomic_options import OF_A_CHANGE, require_only, split_atomic
 from apk_atomic.cmdline import Kind, Line
 from apk_atomic.console import Console
 from apk_atomic.context import Context
-from apk_atomic.errors import AtomicError, CheckFailed, NotSuchRoot
+from apk_atomic.errors import AtomicError, CheckFailed, NotSuchRoot, hint_for, plain
 
 INSIDE = "/run/apk-atomic/inside"
 # What options of ours mean to a line. One that means nothing to it is refused: who gave it expects something of it.
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        console.error(f"{error.filename or 'the system'}: {error.strerror}", hint="dmesg may say more")
+        console.error(plain(error), hint=hint_for(error))
         return CheckFailed.exit_code
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 from apk_atomic import files, locate, mounts, session, volume
 from apk_atomic.config import Config, load
 from apk_atomic.console import Console
-from apk_atomic.errors import AtomicError, Interrupted, UsageError
+from apk_atomic.errors import AtomicError, Interrupted, UsageError, refusal
+from apk_atomic.locate import Located
 from apk_atomic.names import redact_argv
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -32,7 +33,7 @@ class Context(NamedTuple):
     console: Console
     spec: str | None = None
 
-    def locate(self) -> locate.Located:
+    def locate(self) -> Located:
         """The volume that is meant. Raises NotSuchRoot, UsageError."""
         return locate.running() if self.spec is None else locate.named(self.spec)
 
@@ -50,11 +51,18 @@ class Context(NamedTuple):
         try:
             command = shlex.join(redact_argv(self.argv))
             configure = self._configured_or_not if lenient else read_config
-            with session.locked(self.locate(), configure, self.console, signals, command=command, wait=wait) as work:
+            with session.locked(self._locate(), configure, self.console, signals, command=command, wait=wait) as work:
                 yield work
         finally:
             if ours:
                 signals.release()
+
+    def _locate(self) -> Located:
+        """The same, where it is for a change."""
+        try:
+            return self.locate()
+        except OSError as error:
+            raise refusal(error) from error
 
     def _configured_or_not(self, opened: Volume) -> Config | None:
         try:

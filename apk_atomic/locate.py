@@ -6,12 +6,13 @@ in `subvol=` once, at boot, and shows what they led to (facts: boots-seen, 8).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import NamedTuple
 
 from apk_atomic import btrfs, mounts
-from apk_atomic.errors import NotSuchRoot, UsageError
+from apk_atomic.errors import CheckFailed, NotSuchRoot, UsageError
 from apk_atomic.names import is_safe_name
 
 _SUPERBLOCK = 0x10000  # offset of the first superblock, btrfs on-disk format
@@ -31,8 +32,7 @@ class Located(NamedTuple):
 
 def running() -> Located:
     """The volume that `/` is on; NotSuchRoot says what `/` is instead."""
-    table = mounts.mount_table()
-    root = root_mount(table)
+    root = root_mount(_mount_table())
     if root.fstype != "btrfs":
         raise NotSuchRoot(f"/ is not on btrfs but on {root.fstype}; nothing was changed", hint=_HINT)
     generation = generation_of(root.root)
@@ -50,10 +50,18 @@ def running() -> Located:
         os.close(fd)
 
 
+def _mount_table() -> tuple[mounts.Mount, ...]:
+    try:
+        return mounts.mount_table()
+    except OSError as error:
+        text = f"the mount table cannot be read: {error.strerror}; is /proc mounted? Nothing was changed"
+        raise NotSuchRoot(text) from error
+
+
 def booted_generation() -> str | None:
     """ID of the generation that `/` is, None when it is none; needs no privilege."""
     try:
-        return generation_of(root_mount(mounts.mount_table()).root)
+        return generation_of(root_mount(_mount_table()).root)
     except NotSuchRoot:
         return None
 
@@ -105,8 +113,19 @@ def root_mount(table: tuple[mounts.Mount, ...]) -> mounts.Mount:
 
 
 def _device(fd: int, source: str) -> str:
-    """A block device of the volume that can be opened: the mount's source, else what the kernel remembers."""
-    return source if _is_block_device(source) else btrfs.device_path(fd)
+    """A block device of the volume that can be opened: the mount's source, else what the kernel remembers.
+
+    Raises CheckFailed where there is none.
+    """
+    if _is_block_device(source):
+        return source
+    try:
+        return btrfs.device_path(fd)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        text = f"the device of the volume, {source}, is not there; nothing was changed"
+        raise CheckFailed(text, hint="is /dev mounted? mdev -s makes what is missing in it") from error
 
 
 def _is_block_device(path: str) -> bool:

@@ -33,7 +33,8 @@ def make_run_directory() -> None:
                 hint=f"look into it, then: rm -r {RUN}",
             ) from None
     except OSError as error:
-        raise AtomicError(f"cannot make {RUN}: {error.strerror}; nothing was changed") from error
+        text = f"cannot make {RUN}: {error.strerror}; nothing was changed"
+        raise AtomicError(text, hint="/run has to be a tmpfs that can be written to: df /run") from error
 
 
 def held_by(fsid: str) -> str:

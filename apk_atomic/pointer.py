@@ -150,6 +150,8 @@ def write_pending(ids: tuple[str, ...]) -> None:
     run = os.open(RUN, _DIRECTORY | os.O_CLOEXEC)
     try:
         files.write_atomic(run, "next", "".join(f"{line}\n" for line in lines).encode(), 0o644)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, PENDING) from error
     finally:
         os.close(run)
 

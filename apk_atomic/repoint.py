@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apk_atomic import files, journal, pointer, session
-from apk_atomic.errors import AtomicError, NotDurable, refusal
+from apk_atomic.errors import AtomicError, NotDurable, plain, refusal
 from apk_atomic.faults import point
 from apk_atomic.model import State
 from apk_atomic.session import Work
@@ -42,7 +42,7 @@ def _discard(work: Work, name: str) -> None:
     try:
         journal.remove(work.volume, name)
     except (OSError, AtomicError) as failure:
-        work.console.warn(f"staging/{name} could not be removed ({failure}); the next transaction will do it")
+        work.console.warn(f"staging/{name} could not be removed ({plain(failure)}); the next transaction will do it")
 
 
 def _tidy(work: Work, state: State, name: str, before: str, slots: tuple[str, ...]) -> None:

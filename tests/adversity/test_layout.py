@@ -61,6 +61,35 @@ def test_root_is_no_generation(trial: Trial) -> None:
     assert "apk-atomic adopt gives it to this system, init" in result.stderr
 
 
+POOR: dict[str, tuple[str, int, str, str]] = {
+    "no /proc": ("umount -l /proc", 101, "the mount table cannot be read: No such file or directory", "/proc mounted"),
+    "no /dev": ("mount -t tmpfs tmpfs /dev", 104, "is not there", "is /dev mounted?"),
+    "no /run": ("mount -t tmpfs -o ro tmpfs /run", 100, "cannot make /run/apk-atomic: Read-only", "df /run"),
+    "little /run": ("mount -t tmpfs -o nr_inodes=3 tmpfs /run", 103, "/run/apk-atomic/top: No space", "df /run"),
+}
+
+
+@pytest.mark.parametrize("what", POOR)
+def test_system_without_the_usual_mounts(shared: Trial, what: str) -> None:
+    script, status, says, hint = POOR[what]
+    for argv in (ADD, ("apk-atomic", "rollback"), ("apk-atomic", "gc")):
+        result = shared.refused("unshare", "-m", "sh", "-c", f'{script} && exec "$@"', "sh", *argv, status=status)
+        assert says in result.stderr and hint in result.stderr
+        assert "othing was changed" in result.stderr
+
+
+WITHOUT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 21, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.mark.parametrize("how", [("unshare", "-U", "-r"), ("python3", "-I", "-c", WITHOUT)], ids=lambda each: each[0])
+def test_root_in_name_only(shared: Trial, how: tuple[str, ...]) -> None:
+    """In a user namespace, and without CAP_SYS_ADMIN: what a container has."""
+    for argv in (ADD, ("apk-atomic", "rollback"), ("apk-atomic", "gc")):
+        result = shared.refused(*how, *argv)
+        assert result.status in (101, 104)
+        assert "Operation not permitted; nothing was changed" in result.stderr
+
+
 OVERLAY = """\
 mkdir -p /tmp/o && mount -t tmpfs tmpfs /tmp/o && cd /tmp/o && mkdir lower upper work new
 mount -t btrfs -o ro,noatime,subvol=/snapshots/%s/@ {device} lower

@@ -264,6 +264,25 @@ def test_all_that_a_killed_wrapper_has_started_dies(places: list[Scene], old: Fi
     each(places, ("deaf", "trapping"), trial)
 
 
+@pytest.mark.parametrize("depth", [1, 2], ids=["the one between", "init of the namespace"])
+def test_what_stands_between_wrapper_and_command_is_killed(places: list[Scene], old: Fingerprint, depth: int) -> None:
+    """As the kernel does where memory is short. The wrapper is there to tidy up, and to say so."""
+    with places[0].resume() as machine:
+        with script_running(machine):
+            process = machine.start("add", "deaf")
+        victim = process.pid
+        for _ in range(depth):
+            (victim,) = map(int, Path(f"/proc/{victim}/task/{victim}/children").read_text().split())
+        os.kill(victim, signal.SIGKILL)
+        status, said = ended(process)
+        assert (status, "nothing was changed" in said) == (137, True), said
+        machine.expect_nothing_left()
+        assert machine.tree() == old
+        machine.expect_clean()
+        machine.done("add", "c")
+        assert machine.world() == {"a", "c"}
+
+
 def test_a_hook_of_a_killed_wrapper_dies(places: list[Scene], old: Fingerprint) -> None:
     with places[0].resume() as machine:
         machine.guest.run(["mount", "-t", "tmpfs", "tmpfs", "/etc/apk-atomic"], check=True)
