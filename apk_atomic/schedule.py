@@ -15,6 +15,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = 24 * 60  # minutes
 _WEEK = 7 * _DAY
 HOUR = 3600.0
+_DOUBLINGS = 3  # of the time between two tries: 8 hours at last
 _BATTERIES = ("Battery", "UPS")
 
 
@@ -120,6 +121,12 @@ def why_not_run(moment: Moment, *, every_hours: int, only_on_mains: bool, now: b
     if only_on_mains and not moment.on_mains:
         return "the machine runs on its battery"
     return ""
+
+
+def again_after(failures: int) -> float:
+    """Seconds until an upgrade that has failed so many times in a row is tried again: most of what stands in the way of
+    one, a network that is away above all, is over in an hour, and a mirror must not be asked for ever."""
+    return (1 << min(max(failures - 1, 0), _DOUBLINGS)) * HOUR
 
 
 # ---- may it reboot? --------------------------------------------------------------------------------------

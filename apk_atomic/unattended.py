@@ -9,7 +9,6 @@ import os
 import random
 import select
 import time
-from contextlib import suppress
 
 from apk_atomic import (
     apkchange,
@@ -17,6 +16,7 @@ from apk_atomic import (
     btrfs,
     cmdline,
     machine,
+    missed,
     planning,
     remembered,
     selfcheck,
@@ -39,8 +39,8 @@ from apk_atomic.staged import Staged
 from apk_atomic.transaction import Request
 from apk_atomic.volume import Volume
 
-SEEN = "/run/apk-atomic.auto"  # its mtime is when a periodic job started the last run; 26 hours later one was missed
-_LOOK_AGAIN = 24 * HOUR  # before now: the latest look at whether a run is due then is two hours away
+_LOOK_AGAIN = 2 * HOUR  # the latest look at whether a run is due then is so far away
+_PATIENCE = 26 * HOUR  # from the last run that did not fail to the next one
 _ATTEMPTS = 3  # to get from a plan to its transaction without somebody else's change in between
 _CLEANER = 30.0  # seconds for btrfs to give back what was collected
 
@@ -83,10 +83,9 @@ def _why_not(run: Run) -> str:
 
 def _look_again(moment: Moment) -> None:
     """The periodic job counts from the last run that did not fail, where it is no longer ago than a day, not from this
-    one, which does nothing. The file is the jobs': without them there is none."""
+    one, which does nothing."""
     last = moment.finished if moment.finished is not None and moment.finished <= moment.now else 0.0
-    with suppress(OSError):
-        os.utime(SEEN, (moment.now, max(last, moment.now - _LOOK_AGAIN)))
+    missed.look_in(moment.now, max(last + _PATIENCE - moment.now, _LOOK_AGAIN))
 
 
 def _memory_from_afar(run: Run) -> Memory:

@@ -17,7 +17,7 @@ LAYERS = (
     ("retention", "atomic_options", "autoplan", "config_schema"),
     ("cmdline",),
     ("rehearsal",),
-    ("config", "files", "console", "signals", "mounts", "terminal", "loop", "disks", "machine"),
+    ("config", "files", "console", "signals", "mounts", "terminal", "loop", "disks", "machine", "missed"),
     ("process", "lock", "btrfs_trees", "btrfs_space", "lookup", "unpack", "hibernation", "fat", "removal"),
     ("settings",),
     ("nvram", "partition", "esp_types", "elf", "cpio", "generator", "kernel", "kernel_image"),

@@ -16,6 +16,7 @@ from apk_atomic.schedule import (
     Session,
     Supply,
     Window,
+    again_after,
     may_reboot,
     on_mains,
     parse_window,
@@ -177,3 +178,7 @@ def test_nobody_is_surprised(when: str | tuple[Window, ...], sessions: set[Sessi
     verdict = may_reboot(when, now, sessions, frozenset(), inhibited=False)
     if not verdict.why:
         assert set(verdict.warn) == sessions and BEN not in sessions and when != "never"
+
+
+def test_what_failed_is_tried_again_ever_more_seldom() -> None:
+    assert [again_after(failures) / 3600 for failures in (1, 2, 3, 4, 5, 1000)] == [1, 2, 4, 8, 8, 8]

@@ -7,7 +7,7 @@ import os
 import time
 from typing import NamedTuple
 
-from apk_atomic import machine, notify, planning, process, report, restart, unattended
+from apk_atomic import machine, missed, notify, planning, process, report, restart, unattended
 from apk_atomic.config import Config
 from apk_atomic.context import Context, require_root, running_config
 from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, NotSuchRoot, UsageError, refusal
@@ -112,11 +112,13 @@ def _run(this: Run, wishes: Wishes, why: str) -> int:
     try:
         if not why:
             event, hint = _upgraded(this)
-        if event.status:
+        if event.status and event.loud:
             said = "" if watched else planning.said_in(this.output, _DOCUMENTED)
             console.error(event.message, hint=hint)
             if said:
                 console.note(f"apk said:\n{said}")
+        elif event.status:
+            console.aside(event.message)
         _tell(this, event)
         if not wishes.dry_run and event.status != NotDurable.exit_code:
             rebooted = _rebooted(this, event)
@@ -127,16 +129,21 @@ def _run(this: Run, wishes: Wishes, why: str) -> int:
 
 
 def _upgraded(this: Run) -> tuple[Event, str]:
-    """The event, also that of a failure, and the hint for it."""
+    """The event, also that of a failure, and the hint for it. In a job what fails again and again is no news."""
+    periodic = PERIODIC in os.environ
     try:
-        return unattended.upgrade(this), ""
+        event = unattended.upgrade(this)
+        if periodic and event.outcome != "skipped":
+            missed.ended()
+        return event, ""
     except Interrupted:
         raise
     except OSError as error:
         failure = refusal(error)
     except AtomicError as error:
         failure = error
-    return Event("failed", failure.message, status=failure.exit_code, loud=True), failure.hint
+    news = not periodic or missed.failed(time.time(), failure)
+    return Event("failed", failure.message, status=failure.exit_code, loud=news), failure.hint
 
 
 def _rebooted(this: Run, before: Event) -> Event:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from apk_atomic import machine
+from apk_atomic.missed import SEEN
 from apk_atomic.schedule import Session
-from apk_atomic.unattended import SEEN
 from tests.support.world import Result
 from tests.unattended.house import CONFIG, QUARTERLY, House
 
