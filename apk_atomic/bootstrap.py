@@ -32,7 +32,6 @@ from apk_atomic import (
     staged,
 )
 from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
-from apk_atomic.bootinstall import kernel_paths
 from apk_atomic.chroot import RootPlan
 from apk_atomic.config import Chroot, Config
 from apk_atomic.errors import ChangeFailed, CheckFailed, refusal
@@ -41,6 +40,7 @@ from apk_atomic.layout import ESP_POINT
 from apk_atomic.model import Kind, Record
 from apk_atomic.names import iso_utc, redact_argv
 from apk_atomic.namespace import Command
+from apk_atomic.newmenu import kernel_paths
 from apk_atomic.newroot import Identity
 from apk_atomic.proof import ProofInput
 from apk_atomic.recording import Clock

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from apk_atomic import (
-    bootinstall,
     bootmenu,
     btrfs,
     disks,
@@ -24,6 +23,7 @@ from apk_atomic import (
     lock,
     lookup,
     mounts,
+    newmenu,
     nvram,
     proof_sealed,
     staged,
@@ -129,7 +129,7 @@ def _held(opened: Volume, config: Config, name: str) -> tuple[str, ...]:
 
 def look_at_menu(opened: Volume, state: State, signals: Signals) -> MenuFacts:
     there = lookup.exists(opened.top, "state/boot.json")
-    menu = bootinstall.read_menu(opened)
+    menu = newmenu.read_menu(opened)
     partition = nvram.partition(opened.device, signals)
     names = [partition.guid if partition else "", staged.label_of(opened)]
     return MenuFacts(

@@ -35,12 +35,12 @@ from apk_atomic import (
 )
 from apk_atomic.adoption import Plan
 from apk_atomic.bootable import Bootable, KnownMenu, of_this_machine, recorded_images, recorded_proof, texts
-from apk_atomic.bootinstall import kernel_paths
 from apk_atomic.chroot import RootPlan
 from apk_atomic.errors import BuildFailed, CheckFailed, Refused
 from apk_atomic.faults import point
 from apk_atomic.fstab import ESP_POINT
 from apk_atomic.namespace import Command
+from apk_atomic.newmenu import kernel_paths
 from apk_atomic.proof import Proof, ProofInput
 from apk_atomic.session import Work
 

@@ -22,6 +22,7 @@ from apk_atomic import (
     locate,
     loop,
     mounts,
+    newmenu,
     nvram,
     partition,
     session,
@@ -187,7 +188,7 @@ def _device_of(place: str) -> str:
 def _install_menu(job: _Job, work: Work, name: str, place: str) -> None:
     """The loader from where it was found, else from the package in the new system; `place` is the ESP."""
     boot = job.order.boot
-    menu, warnings = bootinstall.compose(work.volume, work.config, boot.wishes, _volume_name(job, work))
+    menu, warnings = newmenu.compose(work.volume, work.config, boot.wishes, _volume_name(job, work))
     inside = f"{TOP_LEVEL}/snapshots/{name}/@/{loaders.REFIND}"
     loader = job.loader or loaders.find(menu.loader, [inside], job.signals)
     job.console.step(f"installing the boot menu for {menu.loader}")

@@ -11,11 +11,11 @@ import stat
 from dataclasses import dataclass, replace
 
 from apk_atomic import esp, layout, partition
-from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config
 from apk_atomic.console import size as for_people
 from apk_atomic.errors import Refused, UsageError
+from apk_atomic.newmenu import Wishes
 from apk_atomic.partition import Part, Target
 from apk_atomic.signals import Signals
 

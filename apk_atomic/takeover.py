@@ -32,6 +32,7 @@ from apk_atomic import (
     lookup,
     mounts,
     newcommons,
+    newmenu,
     nvram,
     oldsystem,
     pointer,
@@ -45,13 +46,13 @@ from apk_atomic.adoption import Choices, Plan
 from apk_atomic.adoptstate import Adoption
 from apk_atomic.adoptwork import Job as Job
 from apk_atomic.bootable import Bootable
-from apk_atomic.bootinstall import Wishes
 from apk_atomic.errors import AtomicError, CheckFailed, Interrupted, NotSuchRoot, Refused, UsageError
 from apk_atomic.faults import point
 from apk_atomic.firstroot import First
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.model import Kind, Record
 from apk_atomic.names import iso_utc, redact_argv
+from apk_atomic.newmenu import Wishes
 from apk_atomic.recording import Clock
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -317,7 +318,7 @@ def _install_menu(
     wishes = Wishes(choices.loader, flavor, plan.append, plan.resume, choices.timeout)
     try:
         found = nvram.partition(work.volume.device, work.signals)
-        menu, warnings = bootinstall.compose(work.volume, work.config, wishes, found.guid if found else "")
+        menu, warnings = newmenu.compose(work.volume, work.config, wishes, found.guid if found else "")
         with esp.opened(_esp_place(plan), work.signals) as target:
             done = bootinstall.install(work, target, loader, menu, fallback=False)
             device = target.device

@@ -34,7 +34,7 @@ LAYERS = (
     ("staged", "repoint", "preflight", "recording", "superblock"),
     ("building",),
     ("bootable", "apkline", "shared", "selfcheck", "remembered", "oldboot"),
-    ("transaction", "bootinstall", "apkchange", "held"),
+    ("transaction", "bootinstall", "newmenu", "apkchange", "held"),
     ("bootstrap", "examine"),
     ("order", "oldsystem"),
     ("makesystem", "firstroot"),

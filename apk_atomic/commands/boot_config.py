@@ -7,14 +7,14 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from apk_atomic import bootable, bootinstall, bootmenu, esp, loaders, nvram, staged, volume
+from apk_atomic import bootable, bootinstall, bootmenu, esp, loaders, newmenu, nvram, staged, volume
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootable import KnownMenu, init_of
-from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.context import Context, read_config, steadily
 from apk_atomic.errors import CheckFailed, UsageError
+from apk_atomic.newmenu import Wishes
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 
@@ -64,7 +64,7 @@ def _show(context: Context, asked: Namespace) -> int:
         with context.opened() as opened:
             partition, wishes = _partition(opened, signals), _wishes(asked)
             menu, warnings = steadily(
-                opened, lambda: bootinstall.compose(opened, read_config(opened), wishes, partition)
+                opened, lambda: newmenu.compose(opened, read_config(opened), wishes, partition)
             )
     finally:
         signals.release()
@@ -80,7 +80,7 @@ def _show(context: Context, asked: Namespace) -> int:
 
 def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
     with context.locked(wait=options.wait or 0) as work:
-        menu, warnings = bootinstall.compose(
+        menu, warnings = newmenu.compose(
             work.volume, work.config, _wishes(asked), _partition(work.volume, work.signals)
         )
         _require_bootable(work, menu)

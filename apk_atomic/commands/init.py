@@ -11,7 +11,6 @@ from dataclasses import replace
 from apk_atomic import bootmenu, chroot, loaders, makesystem, newroot, order
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
-from apk_atomic.bootinstall import Wishes
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.bootstrap import Source, System
 from apk_atomic.config import Config, load
@@ -19,6 +18,7 @@ from apk_atomic.config_schema import why_not_common
 from apk_atomic.context import CONFIG, Context, require_root
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.makesystem import Made
+from apk_atomic.newmenu import Wishes
 from apk_atomic.newroot import Identity
 from apk_atomic.order import Boot, Disk, Order
 from apk_atomic.partition import MIB
