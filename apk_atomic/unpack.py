@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 
 CHUNK = 1 << 18  # bytes handed out at once; with the decoder's window this is what memory goes to
-# `xz -9`, which mkinitfs uses, asks for a window of 64 MiB, and uses as much of it as the image unpacks to
-_MEMORY = 72 << 20
+# `xz -9`, which mkinitfs uses, asks for a window of 64 MiB, and uses as much of it as the image unpacks to. The kernel
+# would take more; what asks for that is refused, for a transaction must not need it.
+_WINDOW, _MEMORY = 64 << 20, 72 << 20  # bytes; the second with the rest of liblzma's decoder
+_XZ_CRC32 = 1  # the id of the check; 0 is none, and the kernel knows no other (Documentation/staging/xz.rst)
 _FRAME_PARTS = 200_000  # blocks of a zstd or lz4 frame: 15 MiB have some hundreds
 _LZ4_BLOCK = 8 << 20
 _LZ4_BOUND = _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16  # the kernel refuses larger ones (lib/decompress_unlz4.c)
@@ -99,6 +101,8 @@ class Unpacked:
 
     def __iter__(self) -> Generator[bytes, None, None]:
         decoder = _decoder(self._codec)
+        if self._codec is Codec.XZ:
+            _require_crc32(self._fd, self._start)
         if decoder is not None:
             return self._by_library(decoder)
         return self._by_program()
@@ -120,10 +124,12 @@ class Unpacked:
     def _decode(self, decoder: _Decoder, data: bytes) -> bytes:
         try:
             return decoder.decompress(data, CHUNK)
-        except MemoryError as error:
-            raise Damaged(f"asks for more memory than any {self._codec} image needs") from error
         except Exception as error:
-            # zlib.error, LZMAError and ZstdError have no common base, and bz2 raises OSError or ValueError
+            # zlib.error, LZMAError and ZstdError have no common base, and bz2 raises OSError or ValueError; of a limit
+            # of memory only the text of the error speaks ("Memory usage limit exceeded")
+            if isinstance(error, MemoryError) or "memory" in str(error).lower():
+                needs = f"needs a window of more than {_WINDOW >> 20} MiB to be unpacked"
+                raise Damaged(f"{needs}; {self._codec} -9 makes one that does not") from error
             raise Damaged(f"is corrupt: {self._codec} says: {error}") from error
 
     def _by_program(self) -> Generator[bytes, None, None]:
@@ -183,7 +189,7 @@ def _zstd_decoder() -> _Decoder | None:
         zstd = import_module("compression.zstd")  # Python 3.14, where it was built with libzstd
     except ImportError:
         return None
-    limit = {zstd.DecompressionParameter.window_log_max: 26}  # 64 MiB; `zstd -19` asks for 8
+    limit = {zstd.DecompressionParameter.window_log_max: _WINDOW.bit_length() - 1}  # `zstd -19` asks for 8 MiB
     decoder: _Decoder = zstd.ZstdDecompressor(options=limit)
     return decoder
 
@@ -203,6 +209,12 @@ def _alone(fd: int, start: int, end: int) -> Iterator[int]:
         yield copy
     finally:
         os.close(copy)
+
+
+def _require_crc32(fd: int, start: int) -> None:
+    """Raises Damaged for an xz stream with another check than the kernel's, as xz makes it if nothing else is said."""
+    if _number(fd, start + 7, 1) & 15 > _XZ_CRC32:
+        raise Damaged("has a check that no kernel can verify; xz --check=crc32 makes another")
 
 
 def _number(fd: int, offset: int, size: int) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
@@ -55,6 +58,56 @@ def test_flipped_bit(codec: Codec) -> None:
     packed[len(packed) // 2] ^= 0x10
     with pytest.raises(Damaged):
         unpack(bytes(packed))
+
+
+@pytest.mark.parametrize("check", [lzma.CHECK_CRC64, lzma.CHECK_SHA256])
+def test_check_that_no_kernel_knows(check: int) -> None:
+    """xz makes the first if nothing else is said; the kernel does not unpack it, and starts without its initramfs."""
+    with pytest.raises(Damaged, match="--check=crc32"):
+        unpack(lzma.compress(DATA, check=check))
+    assert unpack(lzma.compress(DATA, check=lzma.CHECK_NONE))[0] == DATA
+
+
+def windowed(codec: Codec, size: int) -> bytes:
+    """What says that it needs so large a window."""
+    xz = codec is Codec.XZ
+    filters = [{"id": lzma.FILTER_LZMA2 if xz else lzma.FILTER_LZMA1, "preset": 0, "dict_size": size}]
+    if xz:
+        return lzma.compress(DATA, check=lzma.CHECK_CRC32, filters=filters)
+    return lzma.compress(DATA, format=lzma.FORMAT_ALONE, filters=filters)
+
+
+@pytest.mark.parametrize("codec", [Codec.XZ, Codec.LZMA])
+def test_window(codec: Codec) -> None:
+    """`xz -9` asks for 64 MiB; what asks for more is refused with a sentence, and not called corrupt."""
+    assert unpack(windowed(codec, 64 << 20))[0] == DATA
+    with pytest.raises(Damaged, match=f"needs a window of more than 64 MiB to be unpacked; {codec} -9"):
+        unpack(windowed(codec, 128 << 20))
+
+
+@pytest.mark.parametrize("codec", [Codec.XZ, Codec.LZMA])
+def test_memory_of_the_largest_window(codec: Codec) -> None:
+    """Of an image of 200 MiB, which fills it; and of one of 16 MiB, which cannot."""
+    assert peak(windowed(codec, 64 << 20)) < 24 << 20
+    form, check = (lzma.FORMAT_XZ, lzma.CHECK_CRC32) if codec is Codec.XZ else (lzma.FORMAT_ALONE, -1)
+    for mib, most in ((16, 40), (200, 88)):
+        packer = lzma.LZMACompressor(form, check, preset=9)
+        packed = b"".join(packer.compress(os.urandom(16) * (1 << 16)) for _ in range(mib)) + packer.flush()
+        assert peak(packed) < most << 20
+
+
+def peak(packed: bytes) -> int:
+    """The bytes of memory that a Python with `unpack` has at most, while it reads all of it, over one that does not."""
+    script = (
+        "import lzma, os, resource, sys\n"
+        "from apk_atomic.unpack import Unpacked, sniff\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for chunk in Unpacked(0, 0, sniff(os.pread(0, 8, 0)), None): pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    with memory_file(packed) as fd:
+        done = subprocess.run([sys.executable, "-c", script], stdin=fd, stdout=subprocess.PIPE, check=True)
+    return int(done.stdout) << 10
 
 
 def test_chunks_are_small_however_well_it_packs() -> None:
