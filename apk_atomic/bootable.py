@@ -158,13 +158,12 @@ def of_this_machine(opened: Volume, facts: ProofInput) -> ProofInput:
         return facts._replace(wanted_modules=tuple(wanted))
     for device in btrfs.devices(opened.top):
         wanted += disks.modules_of(device.path) if device.path else ()
-    return _with_uuids(opened, facts._replace(wanted_modules=tuple(dict.fromkeys(wanted))))
+    return _with_disks(opened, facts._replace(wanted_modules=tuple(dict.fromkeys(wanted))))
 
 
-def _with_uuids(opened: Volume, facts: ProofInput) -> ProofInput:
+def _with_disks(opened: Volume, facts: ProofInput) -> ProofInput:
     """`facts` with the file systems at hand, where the volume runs."""
-    uuids = frozenset(area.uuid for area in disks.areas()) if opened.running else frozenset[str]()
-    return facts._replace(uuids=uuids or None)
+    return facts._replace(is_missing=disks.is_missing if opened.running else None)
 
 
 def _checksum(fsid: str) -> str:
@@ -202,7 +201,7 @@ def _full(root: Staged, plan: Plan, facts: ProofInput) -> Bootable:
 
 def _inherited(root: Staged, record: Record, facts: ProofInput) -> Bootable:
     """Base's verdict, with what no generation can inherit checked on this one."""
-    verdict = proof.prove_own(root.root, _with_uuids(root.work.volume, facts))
+    verdict = proof.prove_own(root.root, _with_disks(root.work.volume, facts))
     _require(root, verdict, Plan(), facts)
     assert record.proof is not None
     return Bootable(

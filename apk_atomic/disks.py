@@ -36,6 +36,22 @@ def areas(sysfs: str = SYSFS, dev: str = DEV) -> Iterator[Area]:
             yield Area(f"{dev}/{name}", kind, uuid, label)
 
 
+def is_missing(uuid: str, sysfs: str = SYSFS, dev: str = DEV) -> bool:
+    """Whether no file system or swap area at hand has the UUID; False too where nothing at all could be read.
+
+    The link that udev or Alpine's mdev makes saves reading every device, and is believed only where its device has it.
+    """
+    wanted = uuid.lower()
+    if wanted and "/" not in wanted and identify(head_of(f"{dev}/disk/by-uuid/{uuid}"))[1].lower() == wanted:
+        return False
+    found = False
+    for area in areas(sysfs, dev):
+        if area.uuid.lower() == wanted:
+            return False
+        found = True
+    return found
+
+
 def find(spec: str, sysfs: str = SYSFS, dev: str = DEV) -> str:
     """The device that a path, UUID=, LABEL=, PARTUUID=, PARTLABEL= or MAJOR:MINOR means; "" where it is not here."""
     key, equals, value = spec.partition("=")

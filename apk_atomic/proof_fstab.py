@@ -102,10 +102,17 @@ def _check_entry(findings: Findings, entry: Entry, facts: ProofInput) -> None:
             findings.fail("fstab-generation", f"{FSTAB} mounts {subvol}, not of this generation, at {entry.mountpoint}")
         if entry.passno:
             findings.warn("fstab-passno", f"{FSTAB} wants {entry.mountpoint} checked by fsck; btrfs has 0 there")
-    key, _, value = entry.device.partition("=")
-    known = facts.uuids is None or key != "UUID" or value.strip('"').lower() in {each.lower() for each in facts.uuids}
-    if not known and "noauto" not in entry.options:
+    if "noauto" not in entry.options and _is_missing(entry, facts):
         findings.warn("fstab-uuid", f"{FSTAB}: there is no file system {entry.device} for {entry.mountpoint}")
+
+
+def _is_missing(entry: Entry, facts: ProofInput) -> bool:
+    """Whether the file system is named by a UUID, and not at hand; the volume itself is."""
+    key, _, value = entry.device.partition("=")
+    uuid = value.strip('"')
+    if facts.is_missing is None or key != "UUID" or uuid.lower() == facts.volume_uuid.lower():
+        return False
+    return facts.is_missing(uuid)
 
 
 def _check_mount_points(findings: Findings, root: int, entries: tuple[Entry, ...]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from apk_atomic.initramfs import Image
     from apk_atomic.unpack import External
@@ -25,10 +25,10 @@ class ProofInput(NamedTuple):
     the boot menu uses, relative to the root (a leading `/` or `/current/N/@/` is fine), None where no
     state/boot.json says; then all of `base_boot_names`, names in base's boot/ (`kernel.boot_names`), must still
     be there, but for `allow_removed`. `decompress`: see `unpack.External`. `images`: what was read of this very
-    root a moment ago (`rebuild.Plan.images`). `volume_uuid`: the volume's fsid, "" for do not ask. `uuids`:
-    those of all file systems at hand, None for do not ask. `wanted_modules`: of this machine's disk and of the
-    volume's checksum. `init`: the menu's init=; `resume`: its resume=; `hibernated`: that
-    device holds a hibernated system.
+    root a moment ago (`rebuild.Plan.images`). `volume_uuid`: the volume's fsid, "" for do not ask. `is_missing`:
+    whether no file system at hand has a UUID, None for do not ask; it reads devices, so it is asked only of what
+    is not known otherwise. `wanted_modules`: of this machine's disk and of the volume's checksum. `init`: the
+    menu's init=; `resume`: its resume=; `hibernated`: that device holds a hibernated system.
     """
 
     generation_path: str
@@ -40,7 +40,7 @@ class ProofInput(NamedTuple):
     init: str = INIT
     allow_removed: bool = False
     volume_uuid: str = ""
-    uuids: frozenset[str] | None = None
+    is_missing: Callable[[str], bool] | None = None
     wanted_modules: tuple[str, ...] = ()
     resume: str = ""
     hibernated: bool = False

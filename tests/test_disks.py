@@ -65,6 +65,34 @@ def test_an_attached_device_is_found_by_what_is_on_it(tmp_path: Path) -> None:
         assert disks.find(spec) == ""
 
 
+def make_swap(path: Path, uuid: str) -> None:
+    subprocess.run(["mkswap", "--uuid", uuid, blank(path, 16 * MIB)], check=True, capture_output=True)
+
+
+def test_whether_a_uuid_is_missing(tmp_path: Path) -> None:
+    """The links of udev are a short cut, and no more: one that is stale is not believed."""
+    other = UUID.replace("0123", "4567")
+    sysfs, dev = tmp_path / "sys", tmp_path / "dev"
+    for name in ("vda", "vdb"):
+        (sysfs / name).mkdir(parents=True)
+        (sysfs / name / "size").write_text("32768\n")
+    (dev / "disk/by-uuid").mkdir(parents=True)
+
+    def missing(uuid: str) -> bool:
+        return disks.is_missing(uuid, str(sysfs), str(dev))
+
+    assert not missing(UUID)  # nothing can be read, so nothing is said
+    make_swap(dev / "vda", UUID)
+    assert (missing(UUID.upper()), missing(other), missing("")) == (False, True, True)
+    for uuid in (UUID, other):
+        (dev / "disk/by-uuid" / uuid).symlink_to("../../vda")
+    assert (missing(UUID), missing(other), missing("../../vda")) == (False, True, True)
+    make_swap(dev / "vdb", other)
+    assert not missing(other)
+    (sysfs / "vda/size").write_text("0\n")  # only the link leads there now
+    assert not missing(UUID)
+
+
 # ---- drivers -----------------------------------------------------------------------------------------------
 
 

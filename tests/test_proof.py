@@ -114,7 +114,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
 def test_a_root_that_boots(root: Root) -> None:
     root.write({"boot/intel-ucode.img": (0o644, microcode())})
     root.remember()
-    found = root.prove(volume_uuid="x", uuids=frozenset())
+    found = root.prove(volume_uuid="x", is_missing=lambda uuid: True)
     assert (found.failures, found.warnings) == ((), ())
     assert found.kernels == {"lts": RELEASE}
     assert set(found.images) == {"boot/initramfs-lts", "boot/intel-ucode.img"}
@@ -521,7 +521,24 @@ def test_facts_of_the_volume(root: Root) -> None:
     fstab("LABEL=ROOT /", "UUID=1234-ABCD /")(root)
     assert root.failures(volume_uuid="1234-abce") == {"fstab-volume"}
     assert root.warnings(volume_uuid="1234-abcd") == set()
-    assert root.warnings(uuids=frozenset({"beef"})) == {"fstab-uuid"}
+    assert root.warnings(is_missing=lambda uuid: True) == {"fstab-uuid"}
+    assert root.warnings(is_missing=lambda uuid: False) == set()
+
+
+def test_devices_are_asked_only_of_what_is_not_known(root: Root) -> None:
+    """The volume is mounted, and a label says nothing: a plain fstab makes the proof of each transaction read none."""
+    asked: list[str] = []
+
+    def is_missing(uuid: str) -> bool:
+        asked.append(uuid)
+        return False
+
+    fstab("LABEL=ROOT /", "UUID=1234-ABCD /")(root)
+    root.prove(volume_uuid="1234-abcd", is_missing=is_missing)
+    assert asked == []
+    fstab("tmpfs", 'UUID="CAFE" /opt ext4 ro 0 0\nUUID=BEEF /mnt ext4 noauto 0 0\ntmpfs')(root)
+    root.prove(volume_uuid="1234-abcd", is_missing=is_missing)
+    assert asked == ["CAFE"]
 
 
 def test_resume(root: Root) -> None:
