@@ -87,7 +87,7 @@ class Interrupted(AtomicError):
 
 
 _ROOM = "apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _HINTS = {
     errno.EPERM: "this needs all that root may do: not a container's root, nor one without CAP_SYS_ADMIN",
     errno.EMFILE: "ulimit -n says how many files a process may open",
@@ -99,7 +99,7 @@ def refusal(error: OSError, room: str = _ROOM) -> AtomicError:
     """What an error of the system means where it ends a command that has changed nothing, or taken it back; `room` is
     the hint for a full volume."""
     text = f"{plain(error)}; nothing was changed"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return NoSpace(text, hint=hint_for(error, room))
     return CheckFailed(text, hint=hint_for(error, room))
 
@@ -113,6 +113,6 @@ def plain(error: Exception) -> str:
 
 def hint_for(error: OSError, room: str = _ROOM) -> str:
     """Where to look after an error of the system; `room`: where the volume is full."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return "df /run shows how full it is" if f"{error.filename}".startswith("/run/") else room
     return _HINTS.get(error.errno or 0, "dmesg may say more")

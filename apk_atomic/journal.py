@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from apk_atomic import btrfs, files, removal
-from apk_atomic.errors import CheckFailed
+from apk_atomic.errors import FULL, CheckFailed
 from apk_atomic.faults import point
 from apk_atomic.names import is_safe_name, new_id
 from apk_atomic.volume import Volume, current_links, open_root, slot_links, subvolumes_of
@@ -218,7 +218,10 @@ def _unlink_scratch(scratch: int, name: str) -> None:
 
 
 class Places(NamedTuple):
-    """The directories at the top level, open: to look for each anew would double the price of a collection."""
+    """The directories at the top level, open: to look for each anew would double the price of a collection.
+
+    `staging` and `next` are -1 where they are not there and the volume has no room for them.
+    """
 
     snapshots: int
     staging: int
@@ -229,29 +232,58 @@ class Places(NamedTuple):
 @contextmanager
 def opened(volume: Volume) -> Iterator[Places]:
     """For what is done to many generations in a row."""
-    _ensure_directory(volume.top, STAGING, 0o700)
-    _ensure_directory(volume.top, NEXT, 0o755)
     with ExitStack() as stack:
-        found = []
-        for name in (SNAPSHOTS, STAGING, LINKS, NEXT):
-            found.append(open_place(volume.top, name))
-            stack.callback(os.close, found[-1])
-        yield Places(*found)
+
+        def place(name: str, mode: int = 0) -> int:
+            try:
+                if mode:
+                    _ensure_directory(volume.top, name, mode)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                return -1
+            fd = open_place(volume.top, name)
+            stack.callback(os.close, fd)
+            return fd
+
+        yield Places(place(SNAPSHOTS), place(STAGING, 0o700), place(LINKS), place(NEXT, 0o755))
 
 
 def adopt(places: Places, name: str) -> None:
     """Makes generation NAME the content of a journal by one rename: from here on it is no generation any more."""
+    if places.staging < 0:
+        raise files.error(errno.ENOSPC, STAGING)
     os.rename(name, name, src_dir_fd=places.snapshots, dst_dir_fd=places.staging)
 
 
 def collect(volume: Volume, places: Places, name: str) -> None:
-    """Removes generation NAME, which nothing may reach, through the journal: recovery ends what is interrupted."""
-    adopt(places, name)
+    """Removes generation NAME, which nothing may reach, through the journal: recovery ends what is interrupted.
+
+    On a full volume btrfs has no room for a rename, but for deletions: it is removed where it is then, first what makes
+    it a generation. Of one that is interrupted a directory without a root remains, for `gc`.
+    """
+    place = places.staging
+    try:
+        adopt(places, name)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = places.snapshots
+        _destroy_root(place, name)
     if _exists(places.links, name) and current_links(volume) != name:
         _remove_entry(places.links, name)
-    _unlink_scratch(places.next, name)
-    _remove_entry(places.staging, name)
+    if places.next >= 0:
+        _unlink_scratch(places.next, name)
+    _remove_entry(place, name)
     point("unstaged")
+
+
+def _destroy_root(snapshots: int, name: str) -> None:
+    generation = files.open_beneath(snapshots, name, _DIRECTORY)
+    try:
+        btrfs.destroy_tree(generation, "@", missing_ok=True)
+    finally:
+        os.close(generation)
 
 
 def release(volume: Volume, name: str) -> None:

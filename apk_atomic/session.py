@@ -203,10 +203,33 @@ def stale_links(opened: Volume, now: float) -> tuple[str, ...]:
     return tuple(old)
 
 
-def collect_links(work: Work, names: tuple[str, ...]) -> None:
-    """Removes links directories that nothing leads to, from `stale_links`."""
-    for name in names:
-        journal.remove_directory(work.volume, journal.LINKS, name)
+def rootless(opened: Volume, now: float) -> tuple[str, ...]:
+    """Directories in snapshots/ that bear the name of a generation, and hold no root for more than a day: what is left
+    of a collection that was interrupted, or of one by hand."""
+    snapshots = files.open_beneath(opened.top, journal.SNAPSHOTS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        names = [name for name in sorted(os.listdir(snapshots)) if is_own_id(name)]
+        return tuple(name for name in names if _is_rootless(snapshots, name, now))
+    finally:
+        os.close(snapshots)
+
+
+def _is_rootless(snapshots: int, name: str, now: float) -> bool:
+    found = os.stat(name, dir_fd=snapshots, follow_symlinks=False)
+    if not stat.S_ISDIR(found.st_mode) or now - found.st_mtime <= _DAY:
+        return False
+    try:
+        os.stat(f"{name}/@", dir_fd=snapshots, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def collect_left_over(work: Work, links: tuple[str, ...], rootless: tuple[str, ...] = ()) -> None:
+    """Removes links directories that nothing leads to, from `stale_links`, and what `rootless` found."""
+    for parent, names in ((journal.LINKS, links), (journal.SNAPSHOTS, rootless)):
+        for name in names:
+            journal.remove_directory(work.volume, parent, name)
 
 
 # ---- what others may read --------------------------------------------------------------------------------

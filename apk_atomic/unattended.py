@@ -281,7 +281,7 @@ def _commit(run: Run, plan: Plan) -> Event | None:
 
 def _finish(work: Work) -> None:
     """The upgrade is done: what was put into the cache for it alone goes, and the next run is due in a day."""
-    session.collect_links(work, session.stale_links(work.volume, time.time()))
+    session.collect_left_over(work, session.stale_links(work.volume, time.time()))
     ours = remembered.memory(work.volume).downloaded
     for name, package in planning.cached().items():
         if package in ours:

@@ -196,8 +196,27 @@ def test_links_directories(place: Place) -> None:
     with engine.working(place.volume) as work:
         stale = session.stale_links(work.volume, time.time())
         assert stale == ("20240102030405abcdefgh", "20240102030406wiKiSown")
-        session.collect_links(work, stale)
+        session.collect_left_over(work, stale)
     assert place.names("links") == [YOUNG, "backup", "file", "first", "link"]
+
+
+def test_directories_without_a_root(place: Place) -> None:
+    """Of a day ago, and with the name of a generation: others are somebody's, and whoever makes one makes it first."""
+    names = ("20240102030405abcdefgh", "20240102030406abcdefgh", YOUNG, "notes")
+    for name in names:
+        (place.top / "snapshots" / name).mkdir()
+        (place.top / "snapshots" / name / "generation.json").touch()
+    (place.top / "snapshots/20240102030406abcdefgh/@").symlink_to("../one/@")
+    long_ago = time.time() - 2 * DAY
+    for name in os.listdir(place.top / "snapshots"):
+        if name != YOUNG:
+            os.utime(place.top / "snapshots" / name, (long_ago, long_ago))
+    with engine.working(place.volume) as work:
+        found = session.rootless(work.volume, time.time())
+        assert found == names[:1]
+        session.collect_left_over(work, (), found)
+        assert session.rootless(work.volume, time.time()) == ()
+    assert set(place.names("snapshots")) == {"one", "two", "three", *names[1:]}
 
 
 # ---- recovery and pending ----------------------------------------------------------------------------------

@@ -138,6 +138,27 @@ def test_gc_and_rollback_work_on_a_full_volume(small: Trial) -> None:
     comes_back(small.volume, before - 40 * MIB)
 
 
+@pytest.mark.parametrize("journal", ["a journal", "room for none"])
+def test_gc_works_without_room_for_metadata(small: Trial, journal: str) -> None:
+    """There a rename has no room, and mkdir on a volume that we never worked on; a deletion has."""
+    volume = small.volume
+    if journal == "a journal":
+        small.works()
+    assert (volume.top / "staging").exists() == (journal == "a journal")
+    for number in range(3):
+        volume.add_generation(f"2024020100000{number}garbagex", grow, ours=True)
+    path, slots = fill_data(volume, leave=0), volume.slots()
+    place = fill_metadata(volume)
+    with pytest.raises(OSError, match="No space"):
+        os.rename(volume.top / "snapshots", volume.top / "moved")
+    small.accept()
+    result = small.run("apk-atomic", "gc")
+    assert (result.status, result.stdout.count("garbagex  in no slot")) == (0, 3), result
+    assert set(volume.generations()) == set(slots) == set(volume.slots())
+    make_room(volume, path, place)
+    small.works()
+
+
 # ---- in the middle ---------------------------------------------------------------------------------------
 
 
