@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,19 +17,24 @@ from apk_atomic.installed import Package, Source
 from apk_atomic.model import PackageChanges
 
 _APK = "apk-tools"
-_EMPTY = installed.source(b"")
 
 
 @contextmanager
 def opened(root: int) -> Iterator[Source]:
     """The database of a root, to be read in pieces; empty where there is none (see `Databases`)."""
-    with lookup.opened(root, installed.DATABASE) as fd:
-        size = 0 if fd is None else os.fstat(fd).st_size
-        if fd is None or size > installed.LIMIT:
-            yield _EMPTY
-            return
-        descriptor = fd
-        yield Source(size, lambda at, length: os.pread(descriptor, length, at))
+    with _file(root) as fd:
+        yield _source(fd)
+
+
+def _file(root: int) -> AbstractContextManager[int | None]:
+    return lookup.opened(root, installed.DATABASE)
+
+
+def _source(fd: int | None) -> Source:
+    size = 0 if fd is None else os.fstat(fd).st_size
+    if fd is None or size > installed.LIMIT:
+        return installed.source(b"")
+    return Source(size, lambda at, length: os.pread(fd, length, at))
 
 
 class _Apart(NamedTuple):
@@ -65,7 +70,7 @@ class Databases:
 
     def prepare(self) -> None:
         """Looks through base, for the answers to come."""
-        assert self._base
+        self.broken_before()
 
     def broken_before(self) -> frozenset[str]:
         """Names of the packages that are flagged in base."""
@@ -101,12 +106,17 @@ class Databases:
     @cached_property
     def _base(self) -> _Base:
         """Read in the staged root while it is the same there: apk reads that file too, so the disk is read once."""
-        state = _state(self._base_root)
-        if _state(self._root) == state:
-            found = _looked_through(self._root)
-            if _state(self._root) == state:
-                return found
-        return _looked_through(self._base_root)
+        with _file(self._base_root) as base, _file(self._root) as staged:
+            state = _state_of(base)
+            if _state_of(staged) == state:
+                found = _looked_through(staged)
+                if _state_of(staged) == state:  # not written to meanwhile
+                    return found
+            return _looked_through(base)
+
+    @cached_property
+    def _base_state(self) -> tuple[int, ...]:
+        return _state(self._base_root)
 
     def _find_in_base(self, name: str) -> Package | None:
         with opened(self._base_root) as base:
@@ -114,7 +124,7 @@ class Databases:
 
     def _apart(self) -> _Apart:
         state = _state(self._root)
-        if state == _state(self._base_root):  # of a snapshot, the inode too, until it is replaced
+        if state == self._base_state:  # of a snapshot, the inode too, until it is replaced
             return _SAME
         if state != self._state:
             with opened(self._base_root) as base, opened(self._root) as staged:
@@ -123,17 +133,23 @@ class Databases:
         return self._last
 
 
-def _looked_through(root: int) -> _Base:
+def _looked_through(fd: int | None) -> _Base:
     broken: set[str] = set()
     apk: Package | None = None
-    with opened(root) as database:
-        for block in installed.blocks(database):
-            broken |= installed.broken(block)
-            apk = apk or installed.find(block, _APK)
+    for block in installed.blocks(_source(fd)):
+        broken |= installed.broken(block)
+        apk = apk or installed.find(block, _APK)
     return _Base(frozenset(broken), apk)
 
 
 def _state(root: int) -> tuple[int, ...]:
     """Differs once the database of a root was replaced or written to."""
-    found = lookup.status(root, installed.DATABASE)
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else ()
+    with _file(root) as fd:
+        return _state_of(fd)
+
+
+def _state_of(fd: int | None) -> tuple[int, ...]:
+    if fd is None:
+        return ()
+    found = os.fstat(fd)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
