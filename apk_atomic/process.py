@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from apk_atomic.errors import CannotRun, Interrupted, Refused
+from apk_atomic.errors import CannotRun, Interrupted
 from apk_atomic.signals import Signals, die_with_parent
 
 if TYPE_CHECKING:
     from sh import RunningCommand
 
 _POLL = 0.001, 0.02  # seconds between two looks at a running process: at first, and after a while
-_SAID = 2000  # characters of a hook's output that a message repeats
 TIMEOUT = 600.0  # seconds that a hook may take
 _PASSED = ("PATH", "TERM", "HOME", "TZ", "http_proxy", "https_proxy", "no_proxy")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -114,31 +113,3 @@ def _as_we_were(signals: Signals) -> Callable[[], None]:
         signals.restore_for_exec()
 
     return restore
-
-
-def hooks(directory: str) -> list[str]:
-    """The executables of a hook directory, sorted by name; names with a dot (editor copies, .apk-new) are no hooks."""
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-    paths = [f"{directory}/{name}" for name in names if "." not in name and not name.endswith("~")]
-    return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
-
-
-def run_hooks(directory: str, extra: Mapping[str, str], signals: Signals) -> None:
-    """Runs the hooks of a directory in order.
-
-    Refused names the first that fails or cannot be run, with the end of what it said.
-    """
-    for path in hooks(directory):
-        hint = f"nothing was changed; look into {path}"
-        try:
-            finished = run([path], signals, extra)
-        except CannotRun as error:
-            raise Refused(error.message, hint=hint) from error
-        signals.check()
-        if finished.status:
-            said = finished.output.strip()
-            end = said if len(said) <= _SAID else f"…{said[-_SAID:]}"
-            raise Refused(f"{path} refused with exit status {finished.status}" + (f": {end}" if end else ""), hint=hint)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import (
-    btrfs,
     changed,
+    discarding,
     files,
     fstab,
+    hooks,
     journal,
     pointer,
     preflight,
-    process,
     recording,
     session,
     shared,
@@ -44,7 +44,6 @@ from apk_atomic.volume import Volume
 if TYPE_CHECKING:
     from apk_atomic.bootable import Bootable
 
-HOOKS = "/etc/apk-atomic/hooks.d"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -103,10 +102,10 @@ def perform(work: Work, request: Request) -> Done:
     except NotDurable:
         raise
     except OSError as error:
-        _discard(work, name, base.id, request)
+        discarding.discard(work, _record_of_failed(name, base.id, request), keep=request.keep_failed)
         raise refusal(error) from error
     except BaseException:
-        _discard(work, name, base.id, request)
+        discarding.discard(work, _record_of_failed(name, base.id, request), keep=request.keep_failed)
         raise
     return _afterwards(work, name, before, ahead.state(), result)
 
@@ -182,13 +181,13 @@ def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -
 def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     """Runs the change, rebuilds, proves; None when nothing changed."""
     work = root.work
-    _hooks(work, "pre-change.d", root.id, root.base)
+    hooks.around(work, "pre-change.d", root.id, root.base)
     point("change-started")
     with clock.step("change"):
         _run_change(root, request)
     work.signals.check()
     point("changed")
-    _hooks(work, "post-change.d", root.id, root.base)
+    hooks.around(work, "post-change.d", root.id, root.base)
     with clock.step("compare"), root.parts() as parts:
         found = changed.compare(parts, fstab.encode(root.fstab.text))
     if not found.relevant:
@@ -201,7 +200,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
         with superblock.kept_writable(work):
             bootable = make_bootable(root, found)
     work.signals.check()
-    _hooks(work, "pre-commit.d", root.id, root.base)
+    hooks.around(work, "pre-commit.d", root.id, root.base)
     point("hooked")
     return _Result(root.base, found, bootable, root.databases.changes(), root.databases.apk_version())
 
@@ -230,18 +229,6 @@ def _name_altered(root: Staged) -> None:
     altered = shared.altered_commons(root)
     if altered:
         root.work.console.warn(f"changed meanwhile, shared by all generations: {shared.named(altered)}")
-
-
-def _hooks(work: Work, directory: str, name: str, base: str, place: str = journal.STAGING) -> None:
-    """The executables of a hook directory of the running system; another system's are not run here.
-
-    `place`: where generation `name` is now, "" when it is gone.
-    """
-    if work.volume.running and os.path.isdir(f"{HOOKS}/{directory}"):
-        known = {"APK_ATOMIC_ID": name, "APK_ATOMIC_BASE": base}
-        if place:
-            known["APK_ATOMIC_ROOT"] = f"{volume.TOP_LEVEL}/{place}/{name}/@"
-        process.run_hooks(f"{HOOKS}/{directory}", known, work.signals)
 
 
 # ---- the commit ------------------------------------------------------------------------------------------
@@ -275,42 +262,6 @@ def _lay_out(work: Work, root: Staged, state: State, base: Base, record: Record)
     pointer.lay_out(work.volume, root.id, slots)
 
 
-def _discard(work: Work, name: str, base: str, request: Request) -> None:
-    """Removes the transaction. What cannot be removed now is left to the next recovery, and said."""
-    work.signals.settle()
-    if request.keep_failed and _keep(work, name, base, request):
-        return
-    try:
-        journal.remove(work.volume, name)
-    except (OSError, AtomicError) as failure:
-        work.console.warn(f"staging/{name} could not be removed ({failure}); the next transaction will do it")
-    try:
-        _hooks(work, "post-discard.d", name, base, "")
-    except (OSError, AtomicError) as failure:
-        work.console.warn(f"after the discard: {failure}")
-
-
-def _keep(work: Work, name: str, base: str, request: Request) -> bool:
-    """--atomic-keep-failed: the staged root becomes a failed generation, in no slot, to be looked at."""
-    try:
-        with suppress(FileExistsError):
-            os.mkdir(f"{journal.SNAPSHOTS}/{name}", 0o755, dir_fd=work.volume.top)
-        directory = files.open_beneath(work.volume.top, f"{journal.SNAPSHOTS}/{name}", _DIRECTORY)
-        try:
-            files.write_durable(directory, "failed", b"", 0o644)
-            recording.write_record(work, _record_of_failed(name, base, request))
-            if not btrfs.is_subvolume(directory, "@"):
-                journal.seal(work.volume, name)
-        finally:
-            os.close(directory)
-        journal.release(work.volume, name)
-    except (OSError, AtomicError) as failure:
-        work.console.warn(f"the failed generation could not be kept: {failure}")
-        return False
-    work.console.note(f"the failed generation is kept as {name} for a week; apk-atomic gc removes it sooner")
-    return True
-
-
 def _record_of_failed(name: str, base: str, request: Request) -> Record:
     return Record(
         id=name,
@@ -330,7 +281,7 @@ def _afterwards(work: Work, name: str, before: str, state: State, result: _Resul
         lambda: pointer.confirm(work.volume, name),
         lambda: journal.remove(work.volume, name),
         lambda: journal.remove_directory(work.volume, journal.LINKS, before),
-        lambda: _hooks(work, "post-commit.d", name, result.base, journal.SNAPSHOTS),
+        lambda: hooks.around(work, "post-commit.d", name, result.base, journal.SNAPSHOTS),
         lambda: _collect_garbage(work, state, name),
         lambda: session.announce(work),
     )

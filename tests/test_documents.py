@@ -216,7 +216,7 @@ def hook_directories() -> set[str]:
     found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("hooks"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hooks.around", "hooks.listed"):
                 found |= set(re.findall(r"[a-z]+(?:-[a-z]+)*\.d(?![a-z])", ast.unparse(node)))
     return found - {"hooks.d"}
 

@@ -7,7 +7,7 @@ import os
 import time
 from typing import NamedTuple
 
-from apk_atomic import machine, missed, notify, planning, process, report, restart, unattended
+from apk_atomic import hooks, machine, missed, notify, planning, report, restart, unattended
 from apk_atomic.config import Config
 from apk_atomic.context import Context, require_root, running_config
 from apk_atomic.errors import AtomicError, Interrupted, Locked, NotDurable, NotSuchRoot, UsageError, refusal
@@ -15,7 +15,6 @@ from apk_atomic.lock import RUN, Lock
 from apk_atomic.notify import Event
 from apk_atomic.planning import Run
 from apk_atomic.signals import Signals
-from apk_atomic.transaction import HOOKS
 
 PERIODIC = "APK_ATOMIC_PERIODIC"  # set by the daily job
 _DAY = 86400.0
@@ -92,7 +91,7 @@ def _tell_failure(context: Context, config: Config | None, error: Exception, sig
         event = Event("failed", f"{type(error).__name__}: {error}", status=1)
     document = notify.document(event, config.auto.policy if config else "")
     seconds = (config or Config()).auto.notify_seconds
-    notify.tell(event, document, process.hooks(f"{HOOKS}/notify.d"), seconds, signals, context.console.warn)
+    notify.tell(event, document, hooks.listed(f"{hooks.HOOKS}/notify.d"), seconds, signals, context.console.warn)
 
 
 def _is_stuck(holder: str) -> bool:
@@ -172,7 +171,7 @@ def _tell(this: Run, event: Event) -> None:
     if event.loud and not this.dry_run:
         document = notify.document(event, auto.policy)
         warn = this.context.console.warn
-        notify.tell(event, document, process.hooks(f"{HOOKS}/notify.d"), auto.notify_seconds, this.signals, warn)
+        notify.tell(event, document, hooks.listed(f"{hooks.HOOKS}/notify.d"), auto.notify_seconds, this.signals, warn)
 
 
 def _answer(context: Context, config: Config, wishes: Wishes, event: Event, rebooted: Event | None) -> None:

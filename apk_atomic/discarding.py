@@ -1,0 +1,53 @@
+"""The default end of a transaction: all that it made is removed, or kept to be looked at where the user wants that.
+
+Nothing here raises: what cannot be removed now is left to the next recovery.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from apk_atomic import btrfs, files, hooks, journal, recording
+from apk_atomic.errors import AtomicError
+from apk_atomic.model import Record
+from apk_atomic.session import Work
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def discard(work: Work, record: Record, *, keep: bool) -> None:
+    """Removes the transaction that `record` tells of, or with `keep` makes it a failed generation; signals wait now."""
+    work.signals.settle()
+    if keep and _keep(work, record):
+        return
+    try:
+        journal.remove(work.volume, record.id)
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"staging/{record.id} could not be removed ({failure}); the next transaction will do it")
+    try:
+        hooks.around(work, "post-discard.d", record.id, record.parent or "", "")
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"after the discard: {failure}")
+
+
+def _keep(work: Work, record: Record) -> bool:
+    """--atomic-keep-failed: the staged root becomes a failed generation, in no slot, to be looked at."""
+    place = f"{journal.SNAPSHOTS}/{record.id}"
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o755, dir_fd=work.volume.top)
+        directory = files.open_beneath(work.volume.top, place, _DIRECTORY)
+        try:
+            files.write_durable(directory, "failed", b"", 0o644)
+            recording.write_record(work, record)
+            if not btrfs.is_subvolume(directory, "@"):
+                journal.seal(work.volume, record.id)
+        finally:
+            os.close(directory)
+        journal.release(work.volume, record.id)
+    except (OSError, AtomicError) as failure:
+        work.console.warn(f"the failed generation could not be kept: {failure}")
+        return False
+    work.console.note(f"the failed generation is kept as {record.id} for a week; apk-atomic gc removes it sooner")
+    return True
