@@ -8,7 +8,6 @@ repositories in directories that the root does not see. Durable when `first_gene
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from apk_atomic import (
     chroot,
     decompress,
     files,
+    firstrecord,
     fstab,
     installed,
     journal,
@@ -28,7 +28,6 @@ from apk_atomic import (
     pointer,
     process,
     proof,
-    recording,
     staged,
 )
 from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
@@ -38,7 +37,7 @@ from apk_atomic.errors import ChangeFailed, CheckFailed, refusal
 from apk_atomic.faults import point
 from apk_atomic.layout import ESP_POINT
 from apk_atomic.model import Kind, Record
-from apk_atomic.names import iso_utc, redact_argv
+from apk_atomic.names import redact_argv
 from apk_atomic.namespace import Command
 from apk_atomic.newmenu import kernel_paths
 from apk_atomic.newroot import Identity
@@ -275,26 +274,12 @@ def _prove(new: _New, flavor: str) -> Bootable:
 
 
 def _lay_out(new: _New, found: Bootable, argv: tuple[str, ...], clock: Clock) -> None:
-    """The record and the slots, all of which lead to this generation."""
-    work, template = new.work, staged.read_template(new.work.volume) or ""
-    database = _database(new.root)
-    apk = installed.find(database, "apk-tools")
     record = Record(
         id=new.id,
-        created=iso_utc(time.time()),
         kind=Kind.APK,
         argv=redact_argv(argv),
-        user=recording.user_name(),
         message="made by init",
-        apk_version=apk.version if apk else "",
-        kernels=found.kernels,
-        changes=installed.compare({}, installed.packages(database)),
-        initramfs=found.images,
-        proof=found.proof,
-        fstab_template=fstab.digest(template),
-        fstab_rendered=fstab.digest(fstab.render(template, f"/{journal.SNAPSHOTS}/{new.id}")),
+        changes=installed.compare({}, installed.packages(_database(new.root))),
         durations=tuple(clock.durations.items()),
     )
-    os.mkdir(f"{journal.SNAPSHOTS}/{new.id}", 0o755, dir_fd=work.volume.top)
-    recording.write_record(work, record)
-    pointer.lay_out(work.volume, new.id, (new.id,) * work.config.generations.slots)
+    firstrecord.lay_out(new.work, new.root, record, found, staged.read_template(new.work.volume) or "")

@@ -9,7 +9,6 @@ the old root as it is then, as long as nobody has used the new system.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -17,52 +16,41 @@ from typing import NamedTuple
 
 from apk_atomic import (
     adoption,
+    adoptmenu,
     adoptstate,
     adoptwork,
-    bootinstall,
-    disks,
-    esp,
     files,
+    firstrecord,
     firstroot,
     fstab,
-    installed,
     journal,
-    kernel,
-    loaders,
-    lookup,
     mounts,
     newcommons,
-    newmenu,
     nvram,
     oldsystem,
     pointer,
     preflight,
     process,
-    recording,
     session,
     volume,
 )
 from apk_atomic.adoption import Choices, Plan
 from apk_atomic.adoptstate import Adoption
-from apk_atomic.adoptwork import Job as Job
+from apk_atomic.adoptwork import Job
 from apk_atomic.bootable import Bootable
-from apk_atomic.errors import AtomicError, CheckFailed, Interrupted, NotSuchRoot, Refused, UsageError
+from apk_atomic.errors import NotSuchRoot, Refused
 from apk_atomic.faults import point
 from apk_atomic.firstroot import First
-from apk_atomic.loaders import LoaderFiles
 from apk_atomic.model import Kind, Record
-from apk_atomic.names import iso_utc, redact_argv
-from apk_atomic.newmenu import Wishes
+from apk_atomic.names import redact_argv
 from apk_atomic.recording import Clock
 from apk_atomic.session import Work
-from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 _DIRECTORIES = (
     (journal.SNAPSHOTS, 0o755), (journal.LINKS, 0o755), (journal.NEXT, 0o755), ("commons", 0o755),
     (journal.STAGING, 0o700),
 )  # fmt: skip
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _IN_USE = "the new system is in use already"
 _HINT = "what stands above says how to change that; then run it again"
 
@@ -88,7 +76,7 @@ def look(job: Job, choices: Choices | None) -> tuple[Plan, Choices]:
         plan = _decide(job, opened, chosen, known)
         reason = known and next(_uses(opened, known, plan), "")
         used = (f"{_IN_USE}: {reason}",) if reason else ()
-        return replace(plan, blockers=(*plan.blockers, *used, *_lacks_loader(chosen, job.signals))), chosen
+        return replace(plan, blockers=(*plan.blockers, *used, *adoptmenu.lacks_loader(chosen, job.signals))), chosen
 
 
 def prepare(job: Job, choices: Choices) -> Plan:
@@ -102,7 +90,7 @@ def prepare(job: Job, choices: Choices) -> Plan:
         plan = _without_blockers(_decide(job, work.volume, choices, known))
         if known:
             _require_unused(work.volume, known, plan)
-        _check_loader(choices, plan, work.volume.fsid, job.signals)
+        adoptmenu.check_loader(choices, plan, work.volume.fsid, job.signals)
         preflight.require_space(work, adoptwork.ROOM)
         adoptstate.write(work.volume, replace(known or Adoption(choices), choices=replace(choices, esp=plan.esp)))
         adoptwork.recover(work)
@@ -124,12 +112,12 @@ def finish(job: Job) -> Done:
         known = _require(adoptstate.read(work.volume))
         choices = known.choices
         plan = _without_blockers(_decide(job, work.volume, choices, known))
-        loader = _check_loader(choices, plan, work.volume.fsid, job.signals)
+        loader = adoptmenu.check_loader(choices, plan, work.volume.fsid, job.signals)
         adoptwork.recover(work)
         _require_unused(work.volume, known, plan)
         preflight.require_space(work, adoptwork.ROOM)
         name, found = _make(work, plan, known, job.argv)
-        entry, warnings = _install_menu(work, plan, choices, loader, found.boot_paths[0])
+        entry, warnings = adoptmenu.install(work, plan, choices, loader, found.boot_paths[0])
         order = nvram.order_from(entry, job.signals) if entry else ""
         return Done(plan, name, entry, order, (*found.warnings, *warnings), tuple(files.list_names(work.volume.top)))
 
@@ -153,33 +141,6 @@ def _without_blockers(plan: Plan) -> Plan:
         reasons = "".join(f"\n- {reason}" for reason in plan.blockers)
         raise Refused(f"this system cannot be adopted; nothing was changed{reasons}", hint=_HINT)
     return plan
-
-
-def _find_loader(choices: Choices, signals: Signals) -> LoaderFiles:
-    return loaders.find(choices.loader, [choices.refind or f"/{loaders.REFIND}"], signals)
-
-
-def _lacks_loader(choices: Choices, signals: Signals) -> Iterator[str]:
-    try:
-        _find_loader(choices, signals)
-    except (CheckFailed, UsageError) as error:
-        yield f"{error.message.removesuffix('; nothing was changed')}: {error.hint}"
-
-
-def _check_loader(choices: Choices, plan: Plan, fsid: str, signals: Signals) -> LoaderFiles:
-    """That the loader's files and the ESP can be read, and no other system's menu is on it. Raises UsageError,
-    CheckFailed, Refused."""
-    found = _find_loader(choices, signals)
-    with esp.opened(_esp_place(plan), signals) as target:
-        bootinstall.require_own(target, found, fsid)
-        return found
-
-
-def _esp_place(plan: Plan) -> str:
-    place = plan.esp if os.path.isdir(plan.esp) else disks.find(plan.esp)
-    if not place:
-        raise CheckFailed(f"the ESP {plan.esp} is not here; nothing was changed", hint="--esp DEVICE")
-    return place
 
 
 # ---- the rehearsal ---------------------------------------------------------------------------------------
@@ -270,27 +231,14 @@ def _swap_off(work: Work, plan: Plan) -> None:
 
 
 def _lay_out(first: First, found: Bootable, argv: tuple[str, ...], clock: Clock) -> None:
-    """The record and the slots, all of which lead to this generation."""
-    work = first.work
-    apk = installed.find(lookup.read(first.root, installed.DATABASE, installed.LIMIT) or b"", "apk-tools")
     record = Record(
         id=first.id,
-        created=iso_utc(time.time()),
         kind=Kind.IMPORT,
         argv=redact_argv(argv),
-        user=recording.user_name(),
         message=f"adopted from subvolume {first.plan.subvolume}",
-        apk_version=apk.version if apk else "",
-        kernels=found.kernels,
-        initramfs=found.images,
-        proof=found.proof,
-        fstab_template=fstab.digest(first.plan.template),
-        fstab_rendered=fstab.digest(first.text),
         durations=tuple(clock.durations.items()),
     )
-    os.mkdir(f"{journal.SNAPSHOTS}/{first.id}", 0o755, dir_fd=work.volume.top)
-    recording.write_record(work, record)
-    pointer.lay_out(work.volume, first.id, (first.id,) * work.config.generations.slots)
+    firstrecord.lay_out(first.work, first.root, record, found, first.plan.template)
 
 
 def _collect(work: Work, known: Adoption, name: str) -> None:
@@ -304,35 +252,3 @@ def _collect(work: Work, known: Adoption, name: str) -> None:
                     journal.collect(work.volume, places, other)
     files.syncfs(work.volume.top)  # gone before it is forgotten
     adoptstate.write(work.volume, replace(known, generations=(name,)))
-
-
-# ---- the boot menu ---------------------------------------------------------------------------------------
-
-
-def _install_menu(
-    work: Work, plan: Plan, choices: Choices, loader: LoaderFiles, image: str
-) -> tuple[str, tuple[str, ...]]:
-    """Beside the old loader, which stays the default; the number of the firmware's entry, and warnings. `image` is
-    the kernel that was proved."""
-    flavor = image.rpartition("/")[2].removeprefix(kernel.KERNEL_PREFIX)
-    wishes = Wishes(choices.loader, flavor, plan.append, plan.resume, choices.timeout)
-    try:
-        found = nvram.partition(work.volume.device, work.signals)
-        menu, warnings = newmenu.compose(work.volume, work.config, wishes, found.guid if found else "")
-        with esp.opened(_esp_place(plan), work.signals) as target:
-            done = bootinstall.install(work, target, loader, menu, fallback=False)
-            device = target.device
-        warnings = (*warnings, *done.warnings)
-        if choices.nvram:
-            warnings += bootinstall.register(device, loader, work.signals, first=False)
-            bootinstall.confirm(work, device, loader, menu)
-    except Interrupted:
-        raise
-    except (AtomicError, OSError) as error:
-        text = error.message if isinstance(error, AtomicError) else str(error)
-        raise CheckFailed(
-            f"the generation is made, but not the boot menu: {text}; the old system boots as before",
-            hint="apk-atomic adopt --finish may be run again",
-        ) from error
-    point("menu")
-    return nvram.entry(device, f"{loaders.DIRECTORY}/{loader.program}", work.signals), warnings

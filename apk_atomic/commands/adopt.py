@@ -8,6 +8,7 @@ from argparse import Namespace
 
 from apk_atomic import adoptreport, oldsystem, takeover
 from apk_atomic.adoption import Choices, Plan
+from apk_atomic.adoptwork import Job
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootmenu import Loader
@@ -15,7 +16,7 @@ from apk_atomic.config import Config
 from apk_atomic.context import Context, require_root, running_config
 from apk_atomic.errors import Refused, UsageError
 from apk_atomic.signals import Signals
-from apk_atomic.takeover import Done, Job
+from apk_atomic.takeover import Done
 
 _TEXT = """\
 Turns an Alpine on btrfs, at the top level of its volume or in a subvolume, into one with the layout. In two steps,

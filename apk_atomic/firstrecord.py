@@ -1,0 +1,39 @@
+"""The record and the slots of a system's first generation, which has no base: for `init` and `adopt`.
+
+The record is durable when `lay_out` returns; links and slots are with the seal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from apk_atomic import fstab, installed, journal, lookup, pointer, recording
+from apk_atomic.bootable import Bootable
+from apk_atomic.model import Record
+from apk_atomic.names import iso_utc
+from apk_atomic.session import Work
+
+
+def lay_out(work: Work, root: int, record: Record, found: Bootable, template: str) -> None:
+    """Writes the record, and the slots, all of which lead to this generation.
+
+    `record` has what only its maker knows: ID, kind, words, durations. `root` is a descriptor of the staged root,
+    `template` the fstab's.
+    """
+    apk = installed.find(lookup.read(root, installed.DATABASE, installed.LIMIT) or b"", "apk-tools")
+    whole = replace(
+        record,
+        created=iso_utc(time.time()),
+        user=recording.user_name(),
+        apk_version=apk.version if apk else "",
+        kernels=found.kernels,
+        initramfs=found.images,
+        proof=found.proof,
+        fstab_template=fstab.digest(template),
+        fstab_rendered=fstab.digest(fstab.render(template, f"/{journal.SNAPSHOTS}/{record.id}")),
+    )
+    os.mkdir(f"{journal.SNAPSHOTS}/{record.id}", 0o755, dir_fd=work.volume.top)
+    recording.write_record(work, whole)
+    pointer.lay_out(work.volume, record.id, (record.id,) * work.config.generations.slots)
