@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from apk_atomic import chroot, decompress, initramfs, lookup, rebuild, staged
+from apk_atomic import chroot, decompress, freshness, initramfs, lookup, rebuild, staged
 from apk_atomic.config import Config
 from apk_atomic.errors import BuildFailed
 from apk_atomic.model import Record
@@ -85,13 +85,14 @@ def _identity(root: Staged, path: str) -> tuple[int, int] | None:
 
 def _read_again(root: Staged, paths: tuple[str, ...], plan: Plan) -> Iterator[tuple[str, Image]]:
     """The images that were made, read once for the proof, too, which says what is wrong with one that is damaged."""
+    change = freshness.change_of(root.base_root, root.root, paths)
     for each in plan.rebuild:
         with lookup.opened(root.root, each.output) as fd:
             try:
                 image = initramfs.read(fd, base_decompressor(root)) if fd is not None else None
             except Damaged:
                 continue
-        stale = rebuild.stale_member(root.base_root, root.root, paths, plan, image) if image else ""
+        stale = freshness.left_over_member(change, image) if image else ""
         if stale:
             text = f"the generator made {each.output} with the old {stale}, which has changed; nothing was changed"
             raise BuildFailed(text, hint="[initramfs] generator names the program that makes it")
