@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from apk_atomic import btrfs, disks, files, hibernation, kernel, proof, volume
+from apk_atomic import btrfs, disks, files, generations, hibernation, kernel, proof, volume
 from apk_atomic import generator as generators
 from apk_atomic.building import base_decompressor, build_images, decompressor
 from apk_atomic.changed import Changed
@@ -58,7 +58,7 @@ def make_bootable(root: Staged, changed: Changed) -> Bootable:
 
     Raises BuildFailed where an initramfs cannot be made, CheckFailed where the root would not boot.
     """
-    record = volume.read_record(root.work.volume, root.base)
+    record = generations.read_record(root.work.volume.top, root.base)
     paths = (*changed.paths, *changed.removed)
     plan = build_images(root, paths, record)
     point("built")

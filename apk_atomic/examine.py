@@ -16,6 +16,7 @@ from apk_atomic import (
     esp,
     files,
     fstab,
+    generations,
     held,
     kernel,
     loaders,
@@ -86,7 +87,7 @@ def _names(opened: Volume, directory: str) -> tuple[str, ...]:
 
 
 def _has_record(opened: Volume, name: str) -> bool:
-    return lookup.exists(opened.top, f"{SNAPSHOTS}/{name}/{volume.RECORD}")
+    return lookup.exists(opened.top, f"{SNAPSHOTS}/{name}/{generations.RECORD}")
 
 
 def _fstab_of(opened: Volume, name: str) -> str | None:

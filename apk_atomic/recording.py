@@ -1,6 +1,6 @@
 """The record of a generation as it is written: who made it, how long each step took, and the file itself.
 
-What a record says is `model`'s; reading one is `volume`'s. `snapshots/ID/generation.json` is durable when written.
+What a record says is `model`'s; reading one is `generations`'. `snapshots/ID/generation.json` is durable when written.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 from apk_atomic import files
 from apk_atomic.faults import point
+from apk_atomic.generations import RECORD
 from apk_atomic.journal import SNAPSHOTS
 from apk_atomic.model import Record, to_json_dict
 from apk_atomic.session import Work
-from apk_atomic.volume import RECORD
 
 
 class Clock:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from apk_atomic import files, journal, mounts, volume
+from apk_atomic import files, generations, journal, mounts, volume
 from apk_atomic.config import Config
 from apk_atomic.console import Console
 from apk_atomic.errors import AtomicError, CheckFailed, plain, refusal
@@ -179,7 +179,7 @@ def collect(work: Work, victims: tuple[Victim, ...]) -> Collected:
 
 def _collect(work: Work, places: Places, victim: Victim) -> bool:
     """Deletes one, unless it was blessed or pinned since it was looked at, or somebody was faster: False then."""
-    if not volume.is_unkept(places.snapshots, victim.id):
+    if not generations.is_unkept(places.snapshots, victim.id):
         return False
     if victim.unsealed:
         work.console.note(f"collecting {victim.id}: {victim.reason}")

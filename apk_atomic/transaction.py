@@ -18,6 +18,7 @@ from apk_atomic import (
     discarding,
     files,
     fstab,
+    generations,
     hooks,
     journal,
     pointer,
@@ -162,7 +163,7 @@ def _staged(work: Work, name: str, base: Base, clock: Clock, ahead: _Ahead) -> I
 
 
 def _stage_fstab(work: Work, name: str, base: Base, root: int, base_root: int) -> fstab.Rendered:
-    record = volume.read_record(work.volume, base.id)
+    record = generations.read_record(work.volume.top, base.id)
     known = fstab.BaseFstab(
         text=staged.read_fstab(base_root),
         path=f"/{journal.SNAPSHOTS}/{base.id}",

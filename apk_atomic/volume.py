@@ -1,4 +1,4 @@
-"""The opened volume: its top level, generations, slots and records, read as they are.
+"""The opened volume: its top level, the slots, and which generations there are, read as they are.
 
 Nothing here changes a byte of the volume. Whatever is damaged (a record, a slot, a stray file in `snapshots/`) is
 reported as such and never stops the reading of the rest; only a `current` that names no links directory is an error.
@@ -6,24 +6,20 @@ reported as such and never stops the reading of the rest; only a `current` that 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from apk_atomic import btrfs, files, mounts
+from apk_atomic import btrfs, files, generations, mounts
 from apk_atomic.errors import CheckFailed, NotSuchRoot
 from apk_atomic.locate import Located
 from apk_atomic.lock import RUN, make_run_directory
-from apk_atomic.model import DamagedRecord, Generation, Record, State, from_json_dict
+from apk_atomic.model import Generation, State
 from apk_atomic.names import is_safe_name
 
 PENDING = f"{RUN}/next"
 TOP_LEVEL = f"{RUN}/top"
-RECORD = "generation.json"
-OUR_FILES = frozenset((RECORD, "good", "failed", "attempts", "pinned"))
-_RECORD_LIMIT = 1 << 24  # bytes
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TOP_LEVEL_ONLY = "subvolid=5"
 
@@ -169,18 +165,18 @@ def pending_ids() -> tuple[str, ...]:
 
 
 def read_state(volume: Volume, *, records: bool = False) -> State:
-    """All generations, the slots and what is booted; records are read only when asked for (`read_record`)."""
+    """All generations, the slots and what is booted; of the generations also their `records`, if asked for."""
     links = current_links(volume)
     return _state(volume, links, slot_links(volume, links), tuple(_generations(volume, records=records)))
 
 
-def _state(volume: Volume, links: str, named: tuple[str, ...], generations: tuple[Generation, ...]) -> State:
-    known = {each.id for each in generations}
+def _state(volume: Volume, links: str, named: tuple[str, ...], found: tuple[Generation, ...]) -> State:
+    known = {each.id for each in found}
     slots = tuple(name if name in known else "" for name in named)
     moved = volume.running and links in pending_ids()
     pending = moved and bool(slots) and slots[0] != volume.booted
     return State(
-        generations=generations,
+        generations=found,
         slots=slots,
         booted=volume.booted,
         pending=pending,
@@ -196,7 +192,7 @@ def read_slots(volume: Volume) -> State:
     snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
     try:
         wanted = [name for name in dict.fromkeys([*named, volume.booted or ""]) if name]
-        found = [read_generation(volume, snapshots, name) for name in wanted]
+        found = [generations.read(snapshots, name) for name in wanted]
     finally:
         os.close(snapshots)
     return _state(volume, links, named, tuple(each for each in found if each is not None))
@@ -208,7 +204,7 @@ def read_again(volume: Volume, known: State, names: Iterable[str]) -> State:
     wanted = dict.fromkeys(names)
     snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
     try:
-        found = [read_generation(volume, snapshots, name) for name in wanted]
+        found = [generations.read(snapshots, name) for name in wanted]
     finally:
         os.close(snapshots)
     kept = [each for each in known.generations if each.id not in wanted]
@@ -224,89 +220,10 @@ def _generations(volume: Volume, *, records: bool) -> Iterator[Generation]:
     snapshots = files.open_beneath(volume.top, "snapshots", _DIRECTORY)
     try:
         for name in sorted(os.listdir(snapshots)):
-            if is_safe_name(name) and (found := read_generation(volume, snapshots, name, records=records)):
+            if is_safe_name(name) and (found := generations.read(snapshots, name, records=records)):
                 yield found
     finally:
         os.close(snapshots)
-
-
-def read_generation(volume: Volume, snapshots: int, name: str, *, records: bool = False) -> Generation | None:
-    """The generation in `snapshots/NAME`; None where there is no subvolume `@`."""
-    try:
-        directory = files.open_entry(snapshots, name, _DIRECTORY)
-    except OSError:
-        return None
-    try:
-        return _read_in(directory, name, records=records)
-    except OSError:
-        return None
-    finally:
-        os.close(directory)
-
-
-def is_unkept(snapshots: int, name: str) -> bool:
-    """Whether there is a generation of that name without a mark that keeps it, as of now."""
-    try:
-        directory = files.open_entry(snapshots, name, _DIRECTORY)
-    except FileNotFoundError:
-        return False
-    try:
-        beside = os.listdir(directory)
-    finally:
-        os.close(directory)
-    return "@" in beside and "good" not in beside and "pinned" not in beside
-
-
-def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:
-    beside = set(os.listdir(directory))
-    if "@" not in beside:
-        return None
-    root = files.open_entry(directory, "@", _DIRECTORY)
-    try:
-        if os.fstat(root).st_ino != btrfs.SUBVOLUME_INODE:
-            return None
-        order, created, sealed = btrfs.rank(root)  # OSError where it is not btrfs
-    finally:
-        os.close(root)
-    return Generation(
-        id=name,
-        order=order,
-        created=created,
-        sealed=sealed,
-        foreign=not beside & OUR_FILES,
-        good="good" in beside,
-        failed="failed" in beside,
-        pinned="pinned" in beside,
-        attempts=_attempts(directory) if "attempts" in beside else 0,
-        record=_record_in(directory) if records and RECORD in beside else None,
-    )
-
-
-def _attempts(directory: int) -> int:
-    try:
-        text = files.read_file(directory, "attempts", 64).strip()
-    except OSError:
-        return 0
-    return int(text) if text.isdigit() else 0
-
-
-def _record_in(directory: int) -> Record | None:
-    try:
-        return from_json_dict(json.loads(files.read_file(directory, RECORD, _RECORD_LIMIT)))
-    except (OSError, DamagedRecord, ValueError, RecursionError):
-        return None
-
-
-def read_record(volume: Volume, name: str) -> Record | None:
-    """A generation's record; None for a foreign generation and for a record that is damaged or unreadable."""
-    try:
-        directory = files.open_beneath(volume.top, f"snapshots/{name}", _DIRECTORY)
-    except OSError:
-        return None
-    try:
-        return _record_in(directory)
-    finally:
-        os.close(directory)
 
 
 def open_root(volume: Volume, name: str, path: str = "@") -> int:
@@ -319,27 +236,16 @@ def open_root(volume: Volume, name: str, path: str = "@") -> int:
 
 def kernel_releases(volume: Volume, name: str) -> tuple[str, ...]:
     """The releases that usr/share/kernel/FLAVOR/kernel.release of a generation name; () where it has none."""
+    from apk_atomic import kernel  # of use to status and rollback only
+
     try:
         root = open_root(volume, name)
     except CheckFailed:
         return ()
     try:
-        return tuple(_releases(root))
+        return tuple(each.release for each in kernel.kernels(root) if each.release)
     finally:
         os.close(root)
-
-
-def _releases(root: int) -> Iterator[str]:
-    try:
-        kernels = files.open_in_root(root, "usr/share/kernel", _DIRECTORY)
-    except OSError:
-        return
-    try:
-        for flavor in sorted(os.listdir(kernels)):
-            with suppress(OSError):  # something else that somebody has put there
-                yield os.fsdecode(files.read_file(kernels, f"{flavor}/kernel.release", 256)).strip()
-    finally:
-        os.close(kernels)
 
 
 def subvolumes_of(volume: Volume, name: str) -> list[str]:

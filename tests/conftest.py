@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from tests.support import engine
 from tests.support.apks import which_apk
 from tests.support.packages import Repository
 from tests.support.world import Guest, Volume, make_volume
@@ -85,6 +87,13 @@ def _say(config: pytest.Config, line: str) -> None:
     if reporter is not None:
         reporter.ensure_newline()
         reporter.write_line(line)
+
+
+@pytest.fixture(scope="module")
+def top() -> Iterator[Path]:
+    """A btrfs for the places of a module's tests, see `engine.place`."""
+    with engine.file_system() as mounted:
+        yield mounted
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ FSTAB = b"the rendered fstab\n"
 DATABASE = b"C:Q1abc=\nP:base\nV:1\n\n"
 
 
-@pytest.fixture(scope="module")
-def top() -> Iterator[Path]:
-    with engine.file_system() as mounted:
-        yield mounted
-
-
 def fill(root: Path) -> None:
     for name in ("etc/apk/keys", "lib/apk/db", "usr/bin", "usr/share/doc", "var/cache", "var/log", "boot", "tmp"):
         (root / name).mkdir(parents=True)

@@ -24,13 +24,13 @@ from apk_atomic import (
     config,
     config_schema,
     errors,
+    generations,
     lock,
     model,
     notify,
     process,
     session,
     verbs,
-    volume,
 )
 from apk_atomic.applets import APPLETS, Kind
 from apk_atomic.arguments import Parser
@@ -286,9 +286,9 @@ def test_boot_json() -> None:
 
 def test_files_beside_a_root() -> None:
     line = next(line for line in LAYOUT.splitlines() if line.startswith("_/snapshots/ID/generation.json_"))
-    assert set(re.findall(r"_(?:/snapshots/ID/)?([\w.]+)_", line)) == volume.OUR_FILES
+    assert set(re.findall(r"_(?:/snapshots/ID/)?([\w.]+)_", line)) == generations.OUR_FILES
     marks = re.findall(r"^_(\w+)_$", section(LAYOUT, "# MARKS"), re.MULTILINE)
-    assert {*marks, volume.RECORD} == volume.OUR_FILES
+    assert {*marks, generations.RECORD} == generations.OUR_FILES
 
 
 def test_files_in_run() -> None:

@@ -15,12 +15,6 @@ from tests.support import btrfsctl, engine
 from tests.support.engine import Place
 
 
-@pytest.fixture(scope="module")
-def top() -> Iterator[Path]:
-    with engine.file_system() as mounted:
-        yield mounted
-
-
 def fill(root: Path) -> None:
     (root / "etc").mkdir()
     (root / "etc/name").write_text("base")

@@ -22,7 +22,7 @@ LAYERS = (
     ("settings",),
     ("nvram", "partition", "esp_types", "elf", "cpio", "generator", "kernel", "kernel_image"),
     ("btrfs", "notify", "namespace", "installed", "fstab", "initramfs", "bootmenu", "esp_mtools"),
-    ("locate", "esp", "loaders", "proof_types", "oldfstab", "checkup_types"),
+    ("locate", "esp", "loaders", "proof_types", "oldfstab", "checkup_types", "generations"),
     ("checkup_volume", "checkup_boot", "checkup_root", "oldcommons"),
     ("checkup",),
     ("volume", "chroot", "proof_images", "proof_fstab", "proof_sealed", "adoption"),

@@ -15,12 +15,6 @@ from tests.support import engine
 from tests.support.engine import Place
 
 
-@pytest.fixture(scope="module")
-def top() -> Iterator[Path]:
-    with engine.file_system() as mounted:
-        yield mounted
-
-
 @pytest.fixture
 def run() -> Iterator[Path]:
     with engine.own_run() as directory:

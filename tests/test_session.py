@@ -27,12 +27,6 @@ from tests.support.world import FIRST, Volume
 DAY = 86400.0
 
 
-@pytest.fixture(scope="module")
-def top() -> Iterator[Path]:
-    with engine.file_system() as mounted:
-        yield mounted
-
-
 @pytest.fixture(autouse=True)
 def run() -> Iterator[Path]:
     with engine.own_run() as directory:

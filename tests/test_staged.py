@@ -22,12 +22,6 @@ from tests.support.world import FIRST, Guest, Volume
 SECOND, LINKS = "20240202030405abcdefgh", "20240202030406abcdefgh"
 
 
-@pytest.fixture(scope="module")
-def top() -> Iterator[Path]:
-    with engine.file_system() as mounted:
-        yield mounted
-
-
 @pytest.fixture
 def place(top: Path) -> Iterator[Place]:
     with engine.place(top) as made:

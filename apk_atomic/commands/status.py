@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from apk_atomic import locate, volume
+from apk_atomic import generations, locate, volume
 from apk_atomic.console import columns
 from apk_atomic.context import Context, steadily
 from apk_atomic.errors import NotSuchRoot
@@ -58,7 +58,7 @@ class _View(NamedTuple):
 def _look(opened: Volume, *, everything: bool) -> _View:
     state = volume.read_slots(opened) if not everything else volume.read_state(opened)
     shown = _shown(state, everything=everything)
-    records = {each.id: volume.read_record(opened, each.id) for each in shown}
+    records = {each.id: generations.read_record(opened.top, each.id) for each in shown}
     kernels = {each.id: _kernel(opened, each, records[each.id]) for each in shown}
     return _View(state, shown, records, volume.count_generations(opened), kernels)
 
