@@ -1,8 +1,9 @@
 """`python -m tools.completions bash|zsh|fish`: the completions, from the tables by which apk-atomic reads its lines.
 
 What may follow each word: the verbs' options by `usage` and by their own parsers, apk's by `applets` (of both versions:
-apk refuses what it does not know). The shells' side is in completions.bash, .zsh and .fish beside this file, where
-`@NAME@` stands for what is made here. It needs nothing but Python, since `make install` runs it.
+apk refuses what it does not know). The shells' side is in completions.bash, .zsh and .fish beside this file, with what
+the first two share in .sh; `@NAME@` in them stands for what is made here. It needs nothing but Python, since
+`make install` runs it.
 """
 
 from __future__ import annotations
@@ -206,13 +207,14 @@ def _fish_values(kind: str) -> str:
 
 _PARTS: Mapping[str, Callable[[], str]] = {
     "TABLE": _table, "SKIPPED": _skipped, "DESCRIBED": _described, "FISH": _fish,
+    "HEAD": lambda: script("sh").rstrip(),
     "WORDS": lambda: " ".join(words()),
     "SKIPPED_WORDS": lambda: _skipped().replace("|", " "),
 }  # fmt: skip
 
 
 def script(shell: str) -> str:
-    """The whole file for `shell`."""
+    """The whole file for `shell`; "sh": what bash and zsh begin with."""
     text = Path(__file__).with_suffix(f".{shell}").read_text()
     return re.sub(r"@([A-Z_]+)@", lambda found: _PARTS[found[1]](), text)
 
