@@ -30,7 +30,7 @@ from apk_atomic import (
     proof,
     staged,
 )
-from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
+from apk_atomic.bootable import Bootable
 from apk_atomic.chroot import RootPlan
 from apk_atomic.config import Chroot, Config
 from apk_atomic.errors import ChangeFailed, CheckFailed, refusal
@@ -48,7 +48,6 @@ from apk_atomic.session import Work
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _BASE = ("alpine-base", "btrfs-progs")
 _SELF = "apk-atomic"
-_SHOWN = 5  # findings that a refusal spells out
 _KEYGEN = "usr/bin/ssh-keygen"
 
 
@@ -260,17 +259,7 @@ def _prove(new: _New, flavor: str) -> Bootable:
             volume_uuid=new.work.volume.fsid,
         ),
     )
-    if not verdict.passed:
-        shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
-        raise CheckFailed(f"the new system would not boot: {shown}; the volume holds no system")
-    point("proved")
-    return Bootable(
-        boot_paths=paths,
-        kernels=tuple(verdict.kernels.items()),
-        images=recorded_images(verdict.images, verdict.kernels, "mkinitfs" if flavor else ""),
-        proof=recorded_proof(new.id, verdict, KnownMenu(paths or None)),
-        warnings=texts(verdict.warnings),
-    )
+    return firstrecord.proved(new.id, verdict, paths, "mkinitfs" if flavor else "", "the volume holds no system")
 
 
 def _lay_out(new: _New, found: Bootable, argv: tuple[str, ...], clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The record and the slots of a system's first generation, which has no base: for `init` and `adopt`.
+"""Proof, record and slots of a system's first generation, which has no base: for `init` and `adopt`.
 
 The record is durable when `lay_out` returns; links and slots are with the seal.
 """
@@ -10,10 +10,33 @@ import time
 from dataclasses import replace
 
 from apk_atomic import fstab, installed, journal, lookup, pointer, recording
-from apk_atomic.bootable import Bootable
+from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
+from apk_atomic.errors import CheckFailed
+from apk_atomic.faults import point
 from apk_atomic.model import Record
 from apk_atomic.names import iso_utc
+from apk_atomic.proof import Proof
 from apk_atomic.session import Work
+
+_SHOWN = 5  # findings that a refusal spells out
+
+
+def proved(name: str, verdict: Proof, paths: tuple[str, ...], made_by: str, unchanged: str) -> Bootable:
+    """What the record is to say of a proof that was passed, else CheckFailed, which ends with what there is then.
+
+    `paths` are those that the boot menu will need, none without a kernel; `made_by` is the generator of the images.
+    """
+    if not verdict.passed:
+        shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
+        raise CheckFailed(f"the new system would not boot: {shown}; {unchanged}")
+    point("proved")
+    return Bootable(
+        boot_paths=paths,
+        kernels=tuple(verdict.kernels.items()),
+        images=recorded_images(verdict.images, verdict.kernels, made_by),
+        proof=recorded_proof(name, verdict, KnownMenu(paths or None)),
+        warnings=texts(verdict.warnings),
+    )
 
 
 def lay_out(work: Work, root: int, record: Record, found: Bootable, template: str) -> None:

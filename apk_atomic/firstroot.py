@@ -19,6 +19,7 @@ from apk_atomic import (
     chroot,
     decompress,
     files,
+    firstrecord,
     fstab,
     generator,
     journal,
@@ -34,7 +35,7 @@ from apk_atomic import (
     staged,
 )
 from apk_atomic.adoption import Plan
-from apk_atomic.bootable import Bootable, KnownMenu, of_this_machine, recorded_images, recorded_proof, texts
+from apk_atomic.bootable import Bootable, of_this_machine
 from apk_atomic.chroot import RootPlan
 from apk_atomic.errors import BuildFailed, CheckFailed, Refused
 from apk_atomic.faults import point
@@ -46,7 +47,6 @@ from apk_atomic.session import Work
 
 SERVICE = "apk-atomic-adopt"
 _SWAP_SERVICE = 'rc_before="!localmount"\nrc_need="localmount"\n'
-_SHOWN = 5  # findings that a refusal spells out
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -178,18 +178,9 @@ def make_bootable(first: First) -> Bootable:
     if any(finding.code.startswith("initramfs") for finding in verdict.failures):
         _build(first)
         verdict = _prove(first, paths)
-    if not verdict.passed:
-        shown = "; ".join(finding.message for finding in verdict.failures[:_SHOWN])
-        raise CheckFailed(f"the new system would not boot: {shown}; the old one is as it was")
-    point("proved")
     made_by = generator.find_generator(first.root)
-    return Bootable(
-        boot_paths=paths,
-        kernels=tuple(verdict.kernels.items()),
-        images=recorded_images(verdict.images, verdict.kernels, str(made_by.kind) if made_by else ""),
-        proof=recorded_proof(first.id, verdict, KnownMenu(paths)),
-        warnings=texts(verdict.warnings),
-    )
+    kind = str(made_by.kind) if made_by else ""
+    return firstrecord.proved(first.id, verdict, paths, kind, "the old one is as it was")
 
 
 def _flavor(first: First) -> str:
