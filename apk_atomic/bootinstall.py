@@ -1,7 +1,8 @@
 """The boot menu of a volume, from `newmenu`: state/boot.json written, the loader and the menu put on an ESP.
 
 Nothing that another system put on the ESP is touched: EFI/apk-atomic is ours, and at the fallback path only what is
-not there, or was written by us (EFI/BOOT/apk-atomic.txt lists it, with hashes). Durable when `install` returns: all.
+not there, or was written by us. The file apk-atomic.txt in either directory lists that, with hashes; a menu that
+somebody has changed is kept beside the new one. Durable when `install` returns: all.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from apk_atomic import bootable, bootmenu, files, loaders, nvram, volume
 from apk_atomic.bootable import MENU
 from apk_atomic.bootmenu import Menu
 from apk_atomic.errors import CheckFailed, Refused
 from apk_atomic.esp_types import Esp
-from apk_atomic.loaders import DIRECTORY, LoaderFiles
+from apk_atomic.loaders import DIRECTORY, LoaderFiles, Names
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
 from apk_atomic.volume import Volume
 
 _FALLBACK = "EFI/BOOT"
-_MARKER = f"{_FALLBACK}/apk-atomic.txt"
+_MARKER = "apk-atomic.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +38,25 @@ class Installed:
     fallback: bool = False
 
 
-def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: bool = True) -> Installed:
+def install(
+    work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *,
+    fallback: bool = True, take: bool = False, gone: str = "",
+) -> Installed:  # fmt: skip
     """Puts the loader and its menu on the ESP, and says in state/boot.json what the menu names.
 
-    `fallback`: at the disk's fallback path, too, unless another system's loader is there.
+    `fallback`: at the disk's fallback path, too, unless another system's loader is there; with `take` that is replaced,
+    and kept beside it. `gone`: the UUID of a volume in whose place this one is.
 
     While another menu may be the one that boots, state/boot.json names what that needs as well, so that no transaction
     takes it away: the paths of the menu before, and where nobody knows it, all that boot/ of slot 0 holds. So it stays
     where firmware is not known to start our loader: see `confirm`.
     """
-    require_own(esp, loader, work.volume.fsid)
+    require_own(esp, loader, work.volume.fsid, gone)
     before = bootable.menu_document(work.volume)
     kept = tuple(dict.fromkeys((*menu.paths, *_kept(work.volume))))
     _write_state(work.volume, {**bootmenu.document(menu), "paths": list(kept)})
     try:
-        result = put(esp, loader, bootmenu.render(menu), fallback=fallback)
+        result = put(esp, loader, bootmenu.render(menu), fallback=fallback, take=take)
     except BaseException:
         _put_back(work.volume, before, kept)
         raise
@@ -59,15 +65,16 @@ def install(work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *, fallback: 
     return result
 
 
-def require_own(esp: Esp, loader: LoaderFiles, fsid: str) -> None:
-    """Raises Refused where the menu that would be replaced boots another volume. What cannot be read is no menu: who
-    replaces it fails."""
+def require_own(esp: Esp, loader: LoaderFiles | Names, *fsids: str) -> None:
+    """Raises Refused where the menu that would be replaced boots another volume than these. What cannot be read is no
+    menu: who replaces it fails."""
     path = f"{DIRECTORY}/{loader.config}"
     try:
         text = (esp.read(path) or b"").decode("ascii", "replace")
     except CheckFailed:
         return
-    others = {uuid.lower() for uuid in re.findall(r"root=UUID=([0-9A-Fa-f-]+)", text)} - {fsid.lower()}
+    others = {uuid.lower() for uuid in re.findall(r"root=UUID=([0-9A-Fa-f-]+)", text)}
+    others -= {fsid.lower() for fsid in fsids}
     if others:
         raise Refused(
             f"{path} of the ESP is the menu of another system, on UUID={min(others)}; nothing was changed",
@@ -81,33 +88,47 @@ def confirm(work: Work, device: str, loader: LoaderFiles, menu: Menu) -> None:
         _write_state(work.volume, bootmenu.document(menu))
 
 
-def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True) -> Installed:
-    """The files themselves: a power cut at any time leaves the old loader and menu, or the new."""
+def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True, take: bool = False) -> Installed:
+    """The files themselves: a power cut at any time leaves the old loader and menu, or the new; `fallback` and `take`
+    as for `install`."""
     own = [*loader.beside, (loader.program, loader.content), (loader.config, menu.encode())]
-    written = [f"{DIRECTORY}/{name}" for name, data in _ordered(esp, DIRECTORY, loader.program, own)
-               if _replace(esp, f"{DIRECTORY}/{name}", data)]  # fmt: skip
+    foreign = [] if _is_ours(esp, DIRECTORY, loader.config, menu.encode()) else [loader.config]
+    done = _put_in(esp, DIRECTORY, loader.program, own, foreign)
     if not fallback:
-        return Installed(tuple(written), ())
+        return done
+    also = _put_at_fallback(esp, loader, menu, take=take)
+    return Installed((*done.written, *also.written), (*done.warnings, *also.warnings), also.fallback)
+
+
+def _put_at_fallback(esp: Esp, loader: LoaderFiles, menu: str, *, take: bool) -> Installed:
     program = loaders.fallback_program().rpartition("/")[2]
     copy = [(program, loader.content)]
     if loader.own_directory:
         copy = [*loader.beside, *copy, (loader.config, menu.encode())]
-    foreign = [f"{_FALLBACK}/{name}" for name, _ in copy if not _may_replace(esp, name)]
-    if foreign:
-        text = f"{foreign[0]} is not ours and was left alone: firmware needs an entry to start apk-atomic's loader"
-        text += ", and until it has one, all that boot/ holds now has to stay"
-        return Installed(tuple(written), (text,))
-    _mark(esp, copy)
-    written += [f"{_FALLBACK}/{name}" for name, data in _ordered(esp, _FALLBACK, program, copy)
-                if _replace(esp, f"{_FALLBACK}/{name}", data)]  # fmt: skip
-    return Installed(tuple(written), (), fallback=True)
+    foreign = [name for name, _ in copy if not _is_ours(esp, _FALLBACK, name)]
+    if foreign and not take:
+        text = f"{_FALLBACK}/{foreign[0]} is not ours and was left alone: firmware needs an entry to start apk-atomic's"
+        text += " loader, and until it has one, all that boot/ holds now has to stay; --fallback puts ours there"
+        return Installed((), (text,))
+    return replace(_put_in(esp, _FALLBACK, program, copy, foreign), fallback=True)
 
 
-def _ordered(esp: Esp, directory: str, program: str, pairs: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The menu last, where the loader boots already; else the loader itself, which without a menu would be started."""
-    if esp.read(f"{directory}/{program}") is not None:
-        return pairs
-    return sorted(pairs, key=lambda pair: pair[0] == program)
+def _put_in(
+    esp: Esp, directory: str, program: str, pairs: list[tuple[str, bytes]], foreign: Sequence[str]
+) -> Installed:
+    """What of the `foreign` ones is replaced is kept first."""
+    boots = program not in foreign and esp.read(f"{directory}/{program}") is not None
+    kept = {f"{directory}/{name}": _keep(esp, f"{directory}/{name}") for name in foreign}
+    _mark(esp, directory, pairs)
+    written = [f"{directory}/{name}" for name, data in _ordered(program, pairs, boots=boots)
+               if _replace(esp, f"{directory}/{name}", data)]  # fmt: skip
+    said = tuple(f"{path} was not as apk-atomic has it; it is kept as {copy}" for path, copy in kept.items())
+    return Installed((*kept.values(), *written), said)
+
+
+def _ordered(program: str, pairs: list[tuple[str, bytes]], *, boots: bool) -> list[tuple[str, bytes]]:
+    """The menu last, where our loader boots already; else the loader itself, which without a menu would be started."""
+    return pairs if boots else sorted(pairs, key=lambda pair: pair[0] == program)
 
 
 def _replace(esp: Esp, path: str, data: bytes) -> bool:
@@ -118,22 +139,34 @@ def _replace(esp: Esp, path: str, data: bytes) -> bool:
     return True
 
 
-def _may_replace(esp: Esp, name: str) -> bool:
-    there = esp.read(f"{_FALLBACK}/{name}")
-    return there is None or _line(name, there) in _marks(esp)
+def _is_ours(esp: Esp, directory: str, name: str, data: bytes | None = None) -> bool:
+    """Whether what is there was written by us, is nothing, or is `data` already."""
+    there = esp.read(f"{directory}/{name}")
+    return there is None or there == data or _line(name, there) in _marks(esp, directory)
 
 
-def _mark(esp: Esp, pairs: list[tuple[str, bytes]]) -> None:
-    """Before the files: what is there now and what will be both count as ours, whichever a power cut leaves."""
-    there = ((name, esp.read(f"{_FALLBACK}/{name}")) for name, _ in pairs)
-    lines = [_line(name, data) for name, data in there if data is not None]
+def _keep(esp: Esp, path: str) -> str:
+    """A copy of the file beside it, whose name no other content has; its path. What is kept is never replaced."""
+    data = esp.read(path) or b""
+    copy = f"{path}.kept-{hashlib.sha256(data).hexdigest()[:8]}"
+    _replace(esp, copy, data)
+    return copy
+
+
+def _mark(esp: Esp, directory: str, pairs: list[tuple[str, bytes]]) -> None:
+    """Before the files: what is there now and what will be both count as ours, whichever a power cut leaves. Of other
+    files, those of another loader of ours, what is known stays."""
+    names = {name for name, _ in pairs}
+    lines = [line for line in _marks(esp, directory) if "  " in line and line.partition("  ")[2] not in names]
+    there = ((name, esp.read(f"{directory}/{name}")) for name, _ in pairs)
+    lines += [_line(name, data) for name, data in there if data is not None]
     lines += [_line(name, data) for name, data in pairs]
     text = "\n".join(("Files here that apk-atomic boot-config may replace:", *dict.fromkeys(lines), ""))
-    _replace(esp, _MARKER, text.encode())
+    _replace(esp, f"{directory}/{_MARKER}", text.encode())
 
 
-def _marks(esp: Esp) -> frozenset[str]:
-    return frozenset((esp.read(_MARKER) or b"").decode("ascii", "replace").splitlines())
+def _marks(esp: Esp, directory: str) -> tuple[str, ...]:
+    return tuple((esp.read(f"{directory}/{_MARKER}") or b"").decode("ascii", "replace").splitlines())
 
 
 def _line(name: str, data: bytes) -> str:

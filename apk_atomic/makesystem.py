@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from apk_atomic import (
     bootinstall,
     bootstrap,
+    disks,
     esp,
     layout,
     loaders,
@@ -30,6 +31,7 @@ from apk_atomic import (
 from apk_atomic.bootmenu import Loader
 from apk_atomic.console import Console
 from apk_atomic.errors import AtomicError, Interrupted, Locked, NoSpace, Refused, UsageError
+from apk_atomic.esp_types import Unseen
 from apk_atomic.loaders import LoaderFiles
 from apk_atomic.names import redact_argv
 from apk_atomic.order import Found, Order, examine, make_room, parts_of
@@ -52,7 +54,8 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What every step has at hand; `loader` None: there will be none, or a package brings it."""
+    """What every step has at hand; `loader` None: there will be none, or a package brings it; `gone`: the UUID of what
+    was there before."""
 
     order: Order
     target: Target
@@ -60,6 +63,7 @@ class _Job:
     loader: LoaderFiles | None
     console: Console
     signals: Signals
+    gone: str
 
 
 def perform(order: Order, found: Found, console: Console, signals: Signals) -> Made:
@@ -69,9 +73,11 @@ def perform(order: Order, found: Found, console: Console, signals: Signals) -> M
     with _alone(target):
         if examine(order, signals) != found:
             raise Refused(f"{target.path} has changed since init looked at it; nothing was changed", hint="try again")
-        make_room(target)
-        job = _Job(order, target, parts_of(order, target), loader, console, signals)
         mounts.make_private()
+        gone = disks.identify(disks.head_of(target.path))[1]
+        _require_own_menu(order, gone, signals)
+        make_room(target)
+        job = _Job(order, target, parts_of(order, target), loader, console, signals, gone)
         try:
             made = _make(job)
             _finish(job)
@@ -82,6 +88,20 @@ def perform(order: Order, found: Found, console: Console, signals: Signals) -> M
             _require_room_below(target, error)
             raise
     return made
+
+
+def _require_own_menu(order: Order, gone: str, signals: Signals) -> None:
+    """Raises Refused where the ESP has the menu of another system, and Unseen where nobody can read it, before anything
+    is destroyed: the menu comes last."""
+    if not order.wants_menu or not order.disk.esp:
+        return
+    names = loaders.names_of(order.boot.wishes.loader or Loader.REFIND)
+    try:
+        with esp.opened(order.disk.esp, signals, writable=False) as place:
+            bootinstall.require_own(place, names, gone)
+    except Unseen as error:
+        error.message += UNCHANGED
+        raise
 
 
 def _require_room_below(target: Target, error: BaseException) -> None:
@@ -193,7 +213,7 @@ def _install_menu(job: _Job, work: Work, name: str, place: str) -> None:
     loader = job.loader or loaders.find(menu.loader, [inside], job.signals)
     job.console.step(f"installing the boot menu for {menu.loader}")
     with esp.opened(place, job.signals) as target:
-        done = bootinstall.install(work, target, loader, menu)
+        done = bootinstall.install(work, target, loader, menu, gone=job.gone)
         device, is_fat = target.device, target.is_fat
     said = (*warnings, *done.warnings)
     said += () if is_fat else (f"{place} is not on a FAT file system, which firmware could read",)

@@ -161,6 +161,53 @@ def test_a_fallback_that_another_system_took_over_is_no_longer_ours(tmp_path: Pa
     assert listing(tmp_path)[FALLBACK_PROGRAM] == b"another system's"
 
 
+def kept(there: dict[str, bytes]) -> dict[str, bytes]:
+    """Copies of what was replaced: content by the name that it had."""
+    return {path.partition(".kept-")[0]: data for path, data in there.items() if ".kept-" in path}
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["by hand", "edited"])
+def test_a_menu_that_somebody_wrote_is_kept(place: Esp, before: bool) -> None:
+    """Also one that names no UUID, so that nobody can say what it boots."""
+    if before:
+        bootinstall.put(place, refind("1"), "menu 1")
+    menu = f"{OURS}/refind.conf"
+    copies = []
+    for edited in (b"menu of somebody", b"another menu"):
+        place.write(menu, edited)
+        done = bootinstall.put(place, refind("1"), "menu 2")
+        copies += [path for path in done.written if ".kept-" in path]
+        assert f"it is kept as {copies[-1]}" in done.warnings[0]
+        assert (place.read(copies[-1]), place.read(menu)) == (edited, b"menu 2")
+        assert bootinstall.put(place, refind("2"), "menu 3").warnings == ()
+    assert place.read(copies[0]) == b"menu of somebody" and len(set(copies)) == 2
+
+
+def test_another_loader_of_ours_and_back(place: Esp) -> None:
+    """Neither is foreign to the other."""
+    grub = LoaderFiles(f"grub{NAME}.efi", b"grub", (), "grub.cfg", own_directory=False)
+    for loader, menu in ((refind("1"), "1"), (grub, "2"), (refind("2"), "3"), (grub, "4")):
+        done = bootinstall.put(place, loader, menu)
+        assert (done.warnings, done.fallback) == ((), True)
+        assert place.read(FALLBACK_PROGRAM) == loader.content
+    assert place.read(f"{FALLBACK}/refind.conf") == b"3"
+
+
+THEIRS = {FALLBACK_PROGRAM: b"their loader", f"{FALLBACK}/refind.conf": b"their menu"}
+
+
+def test_the_fallback_path_is_taken_over_where_that_is_wanted(place: Esp) -> None:
+    for path, data in THEIRS.items():
+        place.write(path, data)
+    assert not bootinstall.put(place, refind("1"), "menu 1").fallback
+    done = bootinstall.put(place, refind("1"), "menu 1", take=True)
+    copies = {path.partition(".kept-")[0]: place.read(path) for path in done.written if ".kept-" in path}
+    assert (copies, done.fallback, len(done.warnings)) == (THEIRS, True, 2)
+    assert (place.read(FALLBACK_PROGRAM), place.read(f"{FALLBACK}/refind.conf")) == (b"refind 1", b"menu 1")
+    again = bootinstall.put(place, refind("2"), "menu 2")  # from now on it is ours
+    assert (again.warnings, again.fallback, place.read(FALLBACK_PROGRAM)) == ((), True, b"refind 2")
+
+
 class Cut(Exception):
     """The power goes."""
 
@@ -217,7 +264,7 @@ def test_a_power_cut_between_any_two_files_leaves_a_menu_that_boots(
             done = bootinstall.put(found, refind("2"), "menu 2")
             assert (done.warnings, listing(place)[FALLBACK_PROGRAM]) == ((), b"refind 2")
         cuts += 1
-    assert cuts == 7  # the marker, and three files in each directory
+    assert cuts == 8  # the marker and three files in each directory
 
 
 def test_a_write_that_died_is_cleaned_up(tmp_path: Path, signals: Signals) -> None:
@@ -232,3 +279,31 @@ def test_errors_are_ours(tmp_path: Path, signals: Signals) -> None:
     (tmp_path / "EFI").write_text("a file")
     with esp.opened(str(tmp_path), signals) as found, pytest.raises((AtomicError, OSError)):
         found.write("EFI/BOOT/x", b"")
+
+
+@pytest.mark.parametrize("foreign", [{f"{OURS}/refind.conf": b"their menu"}, THEIRS], ids=["menu", "fallback"])
+def test_a_cut_between_any_two_files_loses_nothing_of_others(
+    tmp_path: Path, signals: Signals, foreign: dict[str, bytes]
+) -> None:
+    """What is replaced is kept before, and the loader that starts has a menu."""
+    for writes in range(20):
+        place = tmp_path / str(writes)
+        for path, data in foreign.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(data)
+        with esp.opened(str(place), signals) as found:
+            try:
+                bootinstall.put(Failing(found, writes), refind("1"), "menu 1", take=True)
+                assert writes > 4
+                break
+            except Cut:
+                there = listing(place)
+            copies = kept(there)
+            for path, data in foreign.items():
+                assert data in (there[path], copies.get(path))
+            if FALLBACK_PROGRAM in foreign:
+                assert there[FALLBACK_PROGRAM] == b"their loader" or boots(there, FALLBACK, FALLBACK_PROGRAM)
+            bootinstall.put(found, refind("1"), "menu 1", take=True)
+            assert kept(listing(place)) == foreign
+    else:
+        raise AssertionError("it never came to its end")

@@ -77,6 +77,32 @@ def test_a_cut_at_any_write_leaves_a_menu_that_boots(work: Path) -> None:
     assert seen == {b"menu 1", b"menu 2"}
 
 
+def test_a_cut_while_others_are_replaced_loses_nothing_of_theirs(work: Path) -> None:
+    """A menu that somebody wrote, and a loader at the fallback path: as they are, or kept whole beside ours."""
+    image = make_fat(work / "esp.img", 34 * MIB)
+    theirs = {f"{OURS}/refind.conf": b"their menu\n" * 2000, loaders.fallback_program(): b"their loader\n" * 9000}
+    with recorded(image, work) as recorder, engine.held_signals() as signals:
+        with esp.opened(recorder.device, signals) as place:
+            for path, data in theirs.items():
+                place.write(path, data)
+            recorder.mark("begin")
+            done = bootinstall.put(place, refind("1"), menu("1"), take=True)
+        recorder.mark("success")
+    copies = {path.partition(".kept-")[0]: path for path in done.written if ".kept-" in path}
+    seen = set()
+    for state in states(recorder.log, recorder.base, work, Plan(first="begin", prefixes=6, subsets=4)):
+        for path, data in theirs.items():
+            there = content(state.image, path)
+            seen.add((path, there == data))
+            whole = there == data or content(state.image, copies[path]) == data
+            assert whole, f"{state.label}: {path} is lost"
+        loader = content(state.image, loaders.fallback_program())
+        if loader != theirs[loaders.fallback_program()]:
+            assert loader == refind("1").content, state.label
+            assert content(state.image, f"{FALLBACK}/refind.conf") == menu("1").encode(), state.label
+    assert len(seen) == 4
+
+
 def finish(image: Path) -> None:
     """The next boot-config, on what the cut left: all is new, and no cluster belongs to two files."""
     with engine.held_signals() as signals, attached(image) as device, esp.opened(device, signals) as place:

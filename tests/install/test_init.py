@@ -133,6 +133,33 @@ def test_a_volume_alone_and_grub(lab: Lab) -> None:
     assert label.strip() == "ALPINE"
 
 
+def test_the_menu_of_another_system_is_seen_before_anything_is_destroyed(lab: Lab) -> None:
+    """And that of what was on the target is none of another: init may be run there again."""
+    place = lab.place / "shared"
+    menu = place / loaders.DIRECTORY / "refind.conf"
+    menu.parent.mkdir(parents=True)
+    menu.write_text("root=UUID=aaaa-bbbb\n")
+    with lab.image.open("wb") as file:
+        file.truncate(SIZE)
+    bind = f"mount --bind {place} {place}"
+    with loop.attached(str(lab.image)) as device:
+        words = lab.words("--yes", "--force", "--esp", str(place), target=device)
+        before = lab.image.read_bytes()
+        said = lab.run(words, before=bind)
+        assert (said.status, "menu of another system, on UUID=aaaa-bbbb" in said.stderr) == (106, True), said.stderr
+        assert "nothing was changed" in said.stderr and "unfinished" not in said.stderr
+        assert lab.image.read_bytes() == before
+        menu.write_text("menu of somebody\n")
+        for first in (True, False):
+            said = lab.run(words, before=bind)
+            assert said.status == 0, said.stderr
+            copies = [path for path in menu.parent.iterdir() if ".kept-" in path.name]
+            assert len(copies) == 1 and copies[0].read_text() == "menu of somebody\n"
+            assert (f"it is kept as {copies[0].relative_to(place)}" in said.stderr) is first
+        uuid = subprocess.check_output(["blkid", "-p", "-s", "UUID", "-o", "value", device], text=True).strip()
+    assert f"root=UUID={uuid} " in menu.read_text()
+
+
 def test_without_kernel_and_loader_on_a_whole_device(lab: Lab) -> None:
     """A loop device without partition nodes: the parts are attached by themselves."""
     with lab.image.open("wb") as file:
