@@ -89,6 +89,7 @@ class Interrupted(AtomicError):
 _ROOM = "apk-atomic gc collects old generations; btrfs filesystem usage / shows what is full"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _HINTS = {
+    errno.EDQUOT: "btrfs qgroup show says which limit it is",
     errno.EPERM: "this needs all that root may do: not a container's root, nor one without CAP_SYS_ADMIN",
     errno.EMFILE: "ulimit -n says how many files a process may open",
     errno.EFBIG: "ulimit -f says how large a file may become",
@@ -113,6 +114,6 @@ def plain(error: Exception) -> str:
 
 def hint_for(error: OSError, room: str = _ROOM) -> str:
     """Where to look after an error of the system; `room`: where the volume is full."""
-    if error.errno in FULL:
+    if error.errno == errno.ENOSPC:
         return "df /run shows how full it is" if f"{error.filename}".startswith("/run/") else room
     return _HINTS.get(error.errno or 0, "dmesg may say more")

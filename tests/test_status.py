@@ -137,6 +137,15 @@ def test_json(volume: Volume, guest: Guest) -> None:
     assert set(old) == ROW
 
 
+def test_a_long_command_line_is_cut_in_the_table_only(volume: Volume, guest: Guest) -> None:
+    words = [f"/etc/made-{number}" for number in range(100)]
+    guest.run(["apk-atomic", "run", "--", "touch", *words], check=True)
+    line = guest.run(["apk-atomic", "status"], check=True).stdout.splitlines()[2]
+    assert len(line) < 320 and line.endswith("…") and words[0] in line
+    document = json.loads(guest.run(["apk-atomic", "status", "--json"], check=True).stdout)
+    assert document["generations"][0]["command"] == ["apk-atomic", "run", "--", "touch", *words]
+
+
 def test_an_ordinary_user(volume: Volume, guest: Guest) -> None:
     """What runs, always; what is next as soon as root has done something in this boot; never a command line."""
 

@@ -34,7 +34,7 @@ def shell(context: Context, words: Sequence[str], options: AtomicOptions) -> int
 def run(context: Context, words: Sequence[str], options: AtomicOptions) -> int:
     """A command in the fresh generation; found by PATH, or by a path inside."""
     command = tuple(words[1:] if words[:1] == ["--"] else words)
-    if not command:
+    if not command or not command[0]:
         raise UsageError("run needs a command; nothing was changed", hint="apk-atomic run -- COMMAND…")
     return _perform(context, Kind.RUN, command, options)
 

@@ -21,6 +21,7 @@ from apk_atomic.model import Generation, Record, State
 from apk_atomic.session import STATUS
 from apk_atomic.volume import Volume
 
+_WIDEST = 200  # characters of a command line
 _HEADER = ("SLOT", "GENERATION", "CREATED", "KERNEL", "PACKAGES", "MARKS", "COMMAND")
 
 
@@ -110,8 +111,13 @@ def _row(state: State, each: Generation, record: Record | None, kernel: str) -> 
         kernel or "-",
         _counts(record),
         ",".join(marks(state, each)) or "-",
-        " ".join(record.argv) if record else "-",
+        _shortened(" ".join(record.argv)) if record else "-",
     )
+
+
+def _shortened(line: str) -> str:
+    """A hundred packages on one line would hide the table; --json has them all."""
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
 
 
 def _range(numbers: tuple[int, ...]) -> str:

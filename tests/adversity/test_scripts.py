@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -332,6 +333,12 @@ def test_command_cannot_be_executed(odd: Trial, command: str, status: int) -> No
     refused = odd.refused("apk-atomic", "run", "--", command, status=status, says=f"cannot execute {command} in")
     assert "nothing was changed" in refused.stderr
     assert "apk-atomic run -- sh -c" in refused.stderr
+
+
+@pytest.mark.parametrize("words", ["run", "run --", "run ''", "run -- ''", "shell x", "shell -- x", "shell ''"])
+def test_words_that_are_no_command(odd: Trial, words: str) -> None:
+    refused = odd.refused("apk-atomic", *shlex.split(words), status=100, says="nothing was changed")
+    assert "apk-atomic run -- COMMAND" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,7 @@ def test_the_lock(lab: Lab) -> None:
         assert refused.status == 99
         assert "Unable to lock database" in refused.stderr
         assert lab.run("add", "--wait", "1", "base").status == 99
+        assert lab.run("add", "--wait", "x", "base").status == 99
         assert lab.run("-s", "add", "base").status == 0
         assert lab.run("info").status == 0
         waiting = subprocess.Popen(lab.argv("add", "--wait", "20", "base"), stdout=subprocess.DEVNULL)
