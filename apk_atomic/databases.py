@@ -7,15 +7,16 @@ at work, so that afterwards the time depends on the change and not on the size o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from apk_atomic import installed, lookup
 from apk_atomic.installed import Package, Source
 from apk_atomic.model import PackageChanges
 
+T = TypeVar("T")
 _APK = "apk-tools"
 
 
@@ -55,22 +56,38 @@ class _Base(NamedTuple):
 
 
 class Databases:
-    """`base` and `root` are directory descriptors of the sealed base and of the staged root, which is a snapshot of it.
+    """`base` and `root` are directory descriptors of the sealed base and of the staged root, a fresh snapshot of it.
 
     What is missing, no regular file or larger than any database (`installed.LIMIT`) counts as empty. Every method
     raises OSError when the disk cannot be read. Answers are of now: the staged one is read again when it was replaced
     or written to.
+
+    Until `close` the file of the fresh snapshot is held open, and read in place of base's: apk reads it too, and what
+    one has read need not come from the disk again. It stays what it is when apk replaces it.
     """
 
     def __init__(self, base: int, root: int) -> None:
         self._base_root = base
         self._root = root
+        self._held = lookup.open_file(root, installed.DATABASE)
+        self._fresh = _state_of(self._held)
         self._state: tuple[int, ...] | None = None
         self._last = _SAME
 
+    def close(self) -> None:
+        """Lets go of the held file, which must not be there any more when the staged root is searched or sealed."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
     def prepare(self) -> None:
-        """Looks through base, for the answers to come."""
+        """Looks through base, for the answers to come; the sooner, the more of it apk need not read from the disk."""
         self.broken_before()
+
+    def settle(self) -> None:
+        """The change is over: finds what it did, and closes."""
+        self._apart()
+        self.close()
 
     def broken_before(self) -> frozenset[str]:
         """Names of the packages that are flagged in base."""
@@ -87,7 +104,7 @@ class Databases:
         found = installed.find(apart.new, name)
         if found or installed.find(apart.old, name):
             return found
-        return self._base.apk if name == _APK else self._find_in_base(name)
+        return self._base.apk if name == _APK else self._of_base(lambda base: _find(base, name))
 
     def apk_version(self) -> str:
         """The version of the staged root's package apk-tools, "" where it has none."""
@@ -105,50 +122,48 @@ class Databases:
 
     @cached_property
     def _base(self) -> _Base:
-        """Read in the staged root while it is the same there: apk reads that file too, so the disk is read once."""
-        with _file(self._base_root) as base, _file(self._root) as staged:
-            state = _state_of(base)
-            if _state_of(staged) == state:
-                found = _looked_through(staged)
-                if _state_of(staged) == state:  # not written to meanwhile
-                    return found
-            return _looked_through(base)
+        return self._of_base(_looked_through)
 
-    @cached_property
-    def _base_state(self) -> tuple[int, ...]:
-        return _state(self._base_root)
-
-    def _find_in_base(self, name: str) -> Package | None:
+    def _of_base(self, ask: Callable[[Source], T]) -> T:
+        """An answer from the held file, unless somebody has written to it; else from base's."""
+        if self._is_intact():
+            answer = ask(_source(self._held))
+            if self._is_intact():
+                return answer
         with opened(self._base_root) as base:
-            return next((found for block in installed.blocks(base) if (found := installed.find(block, name))), None)
+            return ask(base)
+
+    def _is_intact(self) -> bool:
+        """Its ctime changes when it is replaced, and nothing else does."""
+        return self._held is not None and _state_of(self._held)[:-1] == self._fresh[:-1]
 
     def _apart(self) -> _Apart:
-        state = _state(self._root)
-        if state == self._base_state:  # of a snapshot, the inode too, until it is replaced
-            return _SAME
-        if state != self._state:
-            with opened(self._base_root) as base, opened(self._root) as staged:
-                self._last = _Apart(*installed.parts_apart(base, staged))
-            self._state = state
-        return self._last
+        with _file(self._root) as fd:
+            state = _state_of(fd)
+            if state == self._fresh:
+                return _SAME
+            if state != self._state:
+                staged = _source(fd)
+                self._last = self._of_base(lambda base: _Apart(*installed.parts_apart(base, staged)))
+                self._state = state
+            return self._last
 
 
-def _looked_through(fd: int | None) -> _Base:
+def _find(database: Source, name: str) -> Package | None:
+    return next((found for block in installed.blocks(database) if (found := installed.find(block, name))), None)
+
+
+def _looked_through(database: Source) -> _Base:
     broken: set[str] = set()
     apk: Package | None = None
-    for block in installed.blocks(_source(fd)):
+    for block in installed.blocks(database):
         broken |= installed.broken(block)
         apk = apk or installed.find(block, _APK)
     return _Base(frozenset(broken), apk)
 
 
-def _state(root: int) -> tuple[int, ...]:
-    """Differs once the database of a root was replaced or written to."""
-    with _file(root) as fd:
-        return _state_of(fd)
-
-
 def _state_of(fd: int | None) -> tuple[int, ...]:
+    """Of a database: differs once it was replaced (the inode) or written to."""
     if fd is None:
         return ()
     found = os.fstat(fd)

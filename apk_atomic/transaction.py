@@ -125,10 +125,10 @@ class _Ahead:
         return self._state
 
     def prepare(self, databases: Databases) -> None:
+        databases.prepare()
         import apk_atomic.bootable  # noqa: F401  # with all that it imports, a fifth of our modules
 
         self.state()
-        databases.prepare()
 
 
 class _Result(NamedTuple):
@@ -158,6 +158,7 @@ def _staged(work: Work, name: str, base: Base, clock: Clock, ahead: _Ahead) -> I
             work.console.note(f"made {made} in the new generation: etc/fstab mounts something there")
         plan = staged.plan_staged(work.volume, work.config, name, text.text)
         databases = Databases(base_root, root)
+        stack.callback(databases.close)
         meanwhile = partial(ahead.prepare, databases)
         yield Staged(work, name, base.id, root, base_root, text, plan, databases, meanwhile)
 
@@ -187,6 +188,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     with clock.step("change"):
         _run_change(root, request)
     work.signals.check()
+    root.databases.settle()
     point("changed")
     hooks.around(work, "post-change.d", root.id, root.base)
     with clock.step("compare"), root.parts() as parts:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,14 +24,14 @@ BROKEN_BEFORE = frozenset({"old"})
 
 
 class Pair:
-    """A base, and a root that is a copy of it as a snapshot would be: with the same inode."""
+    """A base whose database `make` has made, and a copy of it as root."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, make: Callable[[Path], object] = lambda path: path.write_bytes(text(ROWS))) -> None:
         self.base, self.root = place / "base", place / "root"
         for each in (self.base, self.root):
             (each / "lib/apk/db").mkdir(parents=True)
-        self.file(self.base).write_bytes(text(ROWS))
-        self.file(self.root).hardlink_to(self.file(self.base))
+            make(self.file(each))
+            age(self.file(each))
         self._fds = [os.open(each, os.O_RDONLY | os.O_DIRECTORY) for each in (self.base, self.root)]
         self.databases = Databases(*self._fds)
 
@@ -43,11 +43,19 @@ class Pair:
         """As apk does."""
         new = self.root / "lib/apk/db/installed.new"
         new.write_bytes(database)
+        age(new)
         new.rename(self.file(self.root))
 
     def close(self) -> None:
+        self.databases.close()
         for fd in self._fds:
             os.close(fd)
+
+
+def age(path: Path) -> None:
+    """Makes it older than a tick of the kernel's clock: what is written next is seen by its mtime."""
+    if path.is_file():
+        os.utime(path, (1, 1))
 
 
 @pytest.fixture
@@ -115,26 +123,67 @@ def test_a_change_in_place_is_seen(pair: Pair) -> None:
     """What a shell may do, though apk does not: size and inode stay."""
     pair.replace(text(ROWS[1:]))
     agrees(pair)
-    with open(pair.file(pair.root), "r+b") as file:
-        at = file.read().index(b"V:1-r0")
-        file.seek(at)
-        file.write(b"V:2-r0")
+    write_in_place(pair.file(pair.root))
     agrees(pair)
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["after it was read", "before it was read"])
+def test_base_stays_what_it_is_when_its_copy_is_written_to(pair: Pair, early: bool) -> None:
+    if not early:
+        pair.databases.prepare()
+    write_in_place(pair.file(pair.root))
+    agrees(pair)
+    pair.replace(text(ROWS[1:]))
+    agrees(pair)
+
+
+def write_in_place(path: Path) -> None:
+    with open(path, "r+b") as file:
+        at = file.read().index(b"V:1-r0")
+        file.seek(at)
+        file.write(b"V:2-r0")
+
+
+def test_it_goes_on_when_the_held_file_is_let_go(pair: Pair) -> None:
+    pair.databases.prepare()
+    pair.replace(text(ROWS[1:]))
+    pair.databases.settle()
+    assert not [link for link in links_of_open_files() if "installed" in link]
+    agrees(pair)
+    pair.replace(text(ROWS[2:]))
+    agrees(pair)
+
+
+def links_of_open_files() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one of the directory that is listed
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.parent.mkdir(exist_ok=True),
+    "fifo": os.mkfifo,
+    "directory": Path.mkdir,
+    "link out": lambda path: path.symlink_to("../../../../host"),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
 @pytest.mark.parametrize("side", ["base", "root"])
-@pytest.mark.parametrize("what", ["missing", "fifo", "directory", "link out"])
-def test_what_is_no_file_counts_as_empty(pair: Pair, tmp_path: Path, side: str, what: str) -> None:
-    pair.replace(text(ROWS))
-    place = pair.file(getattr(pair, side))
-    place.unlink()
-    if what == "fifo":
-        os.mkfifo(place)
-    elif what == "directory":
-        place.mkdir()
-    elif what == "link out":
-        shutil.copy(pair.file(pair.root if side == "base" else pair.base), tmp_path / "host")
-        place.symlink_to("../../../../host")
+def test_what_is_no_file_counts_as_empty(tmp_path: Path, side: str, what: str) -> None:
+    (tmp_path / "host").write_bytes(text(ROWS))
+    pair = Pair(tmp_path, NO_FILES[what]) if side == "base" else Pair(tmp_path)
+    place = pair.file(pair.root)
+    if place.is_dir():
+        place.rmdir()
+    else:
+        place.unlink(missing_ok=True)
+    if side == "base":
+        place.write_bytes(text(ROWS))
+    else:
+        NO_FILES[what](place)
     names = {row.name for row in ROWS}
     changes = pair.databases.changes()
     assert {name for name, _ in (changes.added if side == "base" else changes.removed)} == names
@@ -142,3 +191,4 @@ def test_what_is_no_file_counts_as_empty(pair: Pair, tmp_path: Path, side: str, 
         (frozenset(), BROKEN_BEFORE) if side == "base" else (BROKEN_BEFORE, frozenset())
     )
     assert (pair.databases.find("old") is None) == (side == "root")
+    pair.close()
