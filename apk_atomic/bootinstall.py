@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from apk_atomic import bootable, bootmenu, files, loaders, nvram, volume
@@ -19,6 +20,7 @@ from apk_atomic.bootable import MENU
 from apk_atomic.bootmenu import Menu
 from apk_atomic.errors import CheckFailed, Refused
 from apk_atomic.esp_types import Esp
+from apk_atomic.faults import point
 from apk_atomic.loaders import DIRECTORY, LoaderFiles, Names
 from apk_atomic.session import Work
 from apk_atomic.signals import Signals
@@ -56,13 +58,27 @@ def install(
     kept = tuple(dict.fromkeys((*menu.paths, *_kept(work.volume))))
     _write_state(work.volume, {**bootmenu.document(menu), "paths": list(kept)})
     try:
+        point("announced")
         result = put(esp, loader, bootmenu.render(menu), fallback=fallback, take=take)
     except BaseException:
         _put_back(work.volume, before, kept)
         raise
-    if result.fallback:
-        _write_state(work.volume, bootmenu.document(menu))
+    with _already_there():
+        point("installed")
+        if result.fallback:
+            _write_state(work.volume, bootmenu.document(menu))
+            point("confirmed")
     return result
+
+
+@contextmanager
+def _already_there() -> Iterator[None]:
+    """What fails from here on is not that nothing was changed."""
+    try:
+        yield
+    except OSError as error:
+        what = f"the boot menu is written, but {MENU} still keeps what another one may name: {error.strerror}"
+        raise CheckFailed(what, hint="apk-atomic boot-config --install may be run again") from error
 
 
 def require_own(esp: Esp, loader: LoaderFiles | Names, *fsids: str) -> None:
@@ -84,8 +100,11 @@ def require_own(esp: Esp, loader: LoaderFiles | Names, *fsids: str) -> None:
 
 def confirm(work: Work, device: str, loader: LoaderFiles, menu: Menu) -> None:
     """Only what the menu names has to stay from now on, if firmware has an entry for our loader on the ESP `device`."""
-    if nvram.has_entry(device, f"{DIRECTORY}/{loader.program}", work.signals):
-        _write_state(work.volume, bootmenu.document(menu))
+    with _already_there():
+        point("registered")
+        if nvram.has_entry(device, f"{DIRECTORY}/{loader.program}", work.signals):
+            _write_state(work.volume, bootmenu.document(menu))
+            point("confirmed")
 
 
 def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True, take: bool = False) -> Installed:

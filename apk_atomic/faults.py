@@ -25,6 +25,9 @@ AUTO_POINTS = ("started", "refreshed", "planned", "downloaded", "remembered")
 # Those of `adopt` beside them, in its order: the layout's names are made, each common is copied, all are known to be
 # ours, each is in its place, the generation is known to be that of the adoption, the boot menu is written.
 ADOPTION = ("prepared", "copied", "known", "moved", "adopted", "menu")
+# Those of `boot-config --install`: state/boot.json keeps what both menus name, the new one is on the ESP, the firmware
+# was asked for an entry, state/boot.json keeps no more than what the new one names.
+BOOT_MENU = ("announced", "installed", "registered", "confirmed")
 # Where one that reads without a lock has chosen the generation, and has not opened it.
 READING = ("chosen",)
 
