@@ -127,7 +127,8 @@ def _put_at_fallback(esp: Esp, loader: LoaderFiles, menu: str, *, take: bool) ->
     foreign = [name for name, _ in copy if not _is_ours(esp, _FALLBACK, name)]
     if foreign and not take:
         text = f"{_FALLBACK}/{foreign[0]} is not ours and was left alone: firmware needs an entry to start apk-atomic's"
-        text += " loader, and until it has one, all that boot/ holds now has to stay; --fallback puts ours there"
+        text += " loader, and until it has one, all that boot/ holds now has to stay"
+        text += "; apk-atomic boot-config --install --fallback takes its place"
         return Installed((), (text,))
     return replace(_put_in(esp, _FALLBACK, program, copy, foreign), fallback=True)
 

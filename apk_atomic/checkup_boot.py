@@ -91,13 +91,13 @@ def _way_in(facts: EspFacts) -> Iterator[Finding]:
         level = Level.WARNING if facts.entry is None else Level.PROBLEM
         other = "no entry of the firmware is known" if facts.entry is None else "no entry of the firmware does"
         text = f"the disk's fallback path does not start our boot loader, and {other}"
-        yield Finding(level, "loader-unreached", text, INSTALL)
+        yield Finding(level, "loader-unreached", text, INSTALL if facts.entry is False else f"{INSTALL} --fallback")
     elif facts.entry is False:
         text = "the firmware has no entry for our boot loader; the disk's fallback path starts it"
         yield Finding(Level.NOTE, "loader-no-entry", text, INSTALL)
     elif not facts.fallback:
         text = "the disk's fallback path does not start our boot loader; an entry of the firmware does"
-        yield Finding(Level.NOTE, "loader-no-fallback", text)
+        yield Finding(Level.NOTE, "loader-no-fallback", text, f"{INSTALL} --fallback")
 
 
 # ---- a system that sleeps --------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ def run(context: Context, words: list[str], options: AtomicOptions) -> int:
     if asked is None:
         context.console.answer(parser.format_help())
         return 0
+    if asked.fallback and not asked.install:
+        raise UsageError("boot-config: --fallback goes with --install; nothing was changed")
     return _install(context, asked, options) if asked.install else _show(context, asked)
 
 
@@ -41,6 +43,9 @@ def _parser() -> Parser:
     parser = Parser("boot-config", _TEXT)
     add_menu_options(parser)
     parser.add_argument("--install", action="store_true", help="write the loader, the menu and state/boot.json")
+    parser.add_argument(
+        "--fallback", action="store_true", help="at EFI/BOOT, too, where another loader is: it is kept beside ours"
+    )
     parser.add_argument("--esp", type=text_of, metavar="DIR|DEVICE", help="the EFI system partition (from etc/fstab)")
     parser.add_argument("--kernel", type=text_of, metavar="FLAVOR", help="lts, virt …, of the next generation")
     parser.add_argument("--resume", metavar="DEVICE", help="resume= for the kernel, UUID=… of a swap partition")
@@ -88,7 +93,7 @@ def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
         place = asked.esp or _usual_esp(work)
         with esp.opened(place, work.signals) as target:
             device, is_fat = target.device, target.is_fat
-            done = bootinstall.install(work, target, found, menu)
+            done = bootinstall.install(work, target, found, menu, take=asked.fallback)
         said = [*warnings, *done.warnings]
         said += [] if is_fat else [f"{place} is not on a FAT file system, which firmware could read"]
         said += () if asked.no_nvram else bootinstall.register(device, found, work.signals)

@@ -172,6 +172,28 @@ def test_beside_a_loader_that_boots_by_its_own_menu(volume: Volume, esp: Path) -
     ours(guest, "del", "linux-virt")
 
 
+def test_the_fallback_path_is_taken_over(volume: Volume, esp: Path) -> None:
+    """Then firmware starts ours, so that nothing but what its menu names has to stay; the other is kept, and named."""
+    guest = with_two_kernels(volume)
+    theirs = {FALLBACK: "another system's", "EFI/BOOT/refind.conf": "their menu", "EFI/BOOT/grub.cfg": "their script"}
+    (esp / FALLBACK).parent.mkdir(parents=True)
+    for path, content in theirs.items():
+        (esp / path).write_text(content)
+    assert "boot-config --install --fallback takes its place" in ours(guest, *INSTALL, "--kernel", "lts")
+    done = guest.run(["apk-atomic", *INSTALL, "--kernel", "lts", "--fallback", "--json"], check=True)
+    document = json.loads(done.stdout)
+    copies = {path.partition(".kept-")[0]: path for path in document["written"] if ".kept-" in path}
+    assert {path: (esp / copy).read_text() for path, copy in copies.items()} == {
+        path: content for path, content in theirs.items() if not path.endswith("grub.cfg")
+    }
+    assert all(f"it is kept as {copy}" in done.stderr for copy in copies.values())
+    assert ((esp / FALLBACK).read_text(), (esp / "EFI/BOOT/grub.cfg").read_text()) == ("refind 1", "their script")
+    assert (esp / "EFI/BOOT/refind.conf").read_text() == document["menu"]
+    assert state(volume)["paths"] == ["boot/vmlinuz-lts", "boot/initramfs-lts"]
+    ours(guest, "del", "linux-virt")
+    assert "kept" not in ours(guest, *INSTALL, "--fallback", "--append", "quiet")  # it is ours from then on
+
+
 def test_a_menu_that_could_not_boot_what_it_names_is_refused(volume: Volume, esp: Path) -> None:
     """Damage to a kernel that the menu does not name is but a warning, until it shall name it."""
     volume.repo.publish(kernel_package(KERNEL, "virt"), Package("hello", files={"usr/hello": File(b"x")}))
@@ -235,6 +257,7 @@ def test_microcode_comes_first_and_only_where_all_slots_have_it(volume: Volume) 
         (("boot-config", "--kernel", "rpi"), 100, "there is lts"),
         (("boot-config", "--loader", "lilo"), 100, "invalid choice"),
         (("boot-config", "--instal"), 100, "--instal"),
+        (("boot-config", "--fallback"), 100, "--fallback goes with --install"),
         (("boot-config", "--append", "a\nb"), 100, "cannot stand in a boot menu"),
         (("boot-config", "--timeout", "soon"), 100, "invalid int"),
         (("boot-config", "--install", "--refind", REFIND), 100, "--esp"),

@@ -352,6 +352,15 @@ def test_what_is_wrong_is_named(patient: Patient, case: str) -> None:
     assert patient.new() == {code: level for code, level in expected.items() if code not in USUAL}
 
 
+def test_the_way_out_of_a_fallback_path_that_is_not_ours(patient: Patient) -> None:
+    (patient.esp / loaders.fallback_program()).write_text("theirs")
+    _, found = patient.examined()
+    (hint,) = (row["hint"] for row in found if row["code"] == "loader-unreached")
+    assert hint == "apk-atomic boot-config --install --fallback"
+    patient.ours(*INSTALL, "--fallback")
+    assert patient.new() == {}
+
+
 def test_a_transaction_at_work_is_no_leftover(patient: Patient) -> None:
     with patient.guest.popen(["apk-atomic", "add", "hello"], env={"APK_ATOMIC_FAULT": "changed:stop"}) as process:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED)
