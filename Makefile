@@ -77,9 +77,10 @@ install-unattended:
 	install -D -m 755 hooks/apk-atomic.periodic "$(DESTDIR)/etc/periodic/daily/apk-atomic"
 	install -D -m 755 hooks/apk-atomic-reboot.periodic "$(DESTDIR)/etc/periodic/15min/apk-atomic-reboot"
 
-# what aports gets: in build/aport, with the sources in an archive and its checksum; then abuild -r there
+# what aports gets: in build/aport, with the sources in an archive and its checksum; then abuild -r there. Who submits it
+# says MAINTAINER="NAME <ADDRESS>"
 aport:
-	$(PYTHON) -B -m tools.aport build/aport
+	$(PYTHON) -B -m tools.aport build/aport "$$MAINTAINER"
 
 setup:
 	sh tests/support/setup.sh "$(VENV)" "$(PYTHON)"

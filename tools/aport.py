@@ -1,7 +1,9 @@
-"""`python -m tools.aport DIRECTORY`: what aports gets of this checkout, ready for `abuild -r`.
+"""`python -m tools.aport DIRECTORY ["NAME <ADDRESS>"]`: what aports gets of this checkout, ready for `abuild -r`.
 
 The sources in an archive, APKBUILD with the archive's checksum, and the install scripts beside it. The same sources
-give the same bytes. It needs nothing but Python, and git where the sources are a checkout.
+give the same bytes. Neither the checksum, of an archive that APKBUILD itself is in, nor a maintainer can stand in the
+sources: who that is, only who submits it can say, and without one the package is an orphan to aports. It needs nothing
+but Python, and git where the sources are a checkout.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import sys
 import tarfile
 from pathlib import Path
 
+ORPHAN = "# Maintainer:\n"
+_MAINTAINER = re.compile(r"[^<>\"$`\\\s]([^<>\"$`\\\n]*[^<>\"$`\\\s])? <[^<>\"$`\\\s@]+@[^<>\"$`\\\s@]+>")
 _PRIVATE = (".venv", ".git", "build", "__pycache__")
 
 
-def make(sources: Path, place: Path) -> None:
+def make(sources: Path, place: Path, maintainer: str = "") -> None:
     """Write it all into `place`, which is emptied first."""
-    recipe = (sources / "APKBUILD").read_text()
+    recipe = _maintained((sources / "APKBUILD").read_text(), maintainer)
     name, version = (_value(recipe, key) for key in ("pkgname", "pkgver"))
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -43,6 +47,15 @@ def files(sources: Path) -> list[Path]:
     return sorted(path for path in found if (sources / path).is_file())
 
 
+def _maintained(recipe: str, maintainer: str) -> str:
+    """With the name in aports' own variable; as it is where there is none."""
+    if not maintainer:
+        return recipe
+    if not _MAINTAINER.fullmatch(maintainer) or ORPHAN not in recipe:
+        raise SystemExit(f"{maintainer!r} is no maintainer: NAME <ADDRESS> is")
+    return recipe.replace(ORPHAN, f'maintainer="{maintainer}"\n', 1)
+
+
 def _value(recipe: str, key: str) -> str:
     found = re.search(rf"^{key}=(\S+)$", recipe, re.MULTILINE)
     if found is None:
@@ -62,4 +75,4 @@ def _archive(sources: Path, top: str) -> bytes:
 
 
 if __name__ == "__main__":
-    make(Path.cwd(), Path(sys.argv[1]))
+    make(Path.cwd(), Path(sys.argv[1]), *sys.argv[2:3])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import pytest
 
 from tests.package.driver import Built
 from tests.support.rootfs import PROJECT as ROOT
+from tools import aport
 
 RECIPE = (ROOT / "APKBUILD").read_text()
 ORDER = (
-    "pkgname", "pkgver", "pkgrel", "pkgdesc", "url", "arch", "license", "depends", "makedepends", "checkdepends",
-    "install", "subpackages", "source", "builddir", "options", "sha512sums",
+    "maintainer", "pkgname", "pkgver", "pkgrel", "pkgdesc", "url", "arch", "license", "depends", "makedepends",
+    "checkdepends", "install", "subpackages", "source", "builddir", "options", "sha512sums",
 )  # fmt: skip
 REQUIRED = ("pkgname", "pkgver", "pkgrel", "pkgdesc", "url", "arch", "license", "source")
 BARE = ("pkgname", "pkgver", "pkgrel")
@@ -123,6 +126,38 @@ def test_aport(built: dict[str, Built], work: Path) -> None:
     (archive,) = place.glob("*.tar.gz")
     assert set(sums) == {archive.name}
     assert {path.name for path in place.iterdir()} == {"APKBUILD", archive.name, *(path.name for path in SCRIPTS)}
+
+
+SOMEBODY = "Some O'Body-Else <some.body@example.org>"
+
+
+def make_aport(place: Path, maintainer: str) -> str:
+    """What `make aport` says on stderr; the recipe is in `place`/APKBUILD."""
+    command = ["make", "-s", "aport", f"MAINTAINER={maintainer}", f"PYTHON={sys.executable}"]
+    shutil.copy(ROOT / "Makefile", place)
+    for name in ("tools", "APKBUILD"):
+        (place / name).symlink_to(ROOT / name)
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.mark.parametrize("maintainer", ["", SOMEBODY])
+def test_who_submits_it_is_its_maintainer(tmp_path: Path, maintainer: str) -> None:
+    """In the sources there is none: nobody's name is made up."""
+    assert aport.ORPHAN in RECIPE
+    assert make_aport(tmp_path, maintainer) == ""
+    recipe = (tmp_path / "build/aport/APKBUILD").read_text()
+    assert list(problems(recipe)) == []
+    assert (f'\nmaintainer="{SOMEBODY}"\npkgname=' in recipe) is bool(maintainer)
+    assert (aport.ORPHAN in recipe) is not bool(maintainer)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["Some Body", "some@example.org", 'A "B" <a@example.org>', "$(id) <a@example.org>", "A <a@b> <c@d>", " <a@b>"],
+)
+def test_a_maintainer_that_is_none(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(SystemExit, match="is no maintainer"):
+        aport.make(ROOT, tmp_path / "aport", wrong)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
