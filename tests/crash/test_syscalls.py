@@ -59,6 +59,7 @@ NONE, A, B = frozenset[str](), frozenset({"a"}), frozenset({"b"})
 SWEEPS = (
     Sweep("add", fresh, ("add", "b"), NONE, B),
     Sweep("rollback", pending, ("rollback",), A, NONE),
+    Sweep("discard", pending, ("discard",), A, NONE),
     Sweep("recovery", unfinished, ("rollback", "0"), NONE, NONE),
     Sweep("gc", pending, ("gc",), A, A),
 )
