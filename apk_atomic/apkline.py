@@ -9,11 +9,24 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from apk_atomic import chroot, cmdline, files, installed, mounts, namespace, operands, sharedcache, staged, volume
+from apk_atomic import (
+    chroot,
+    cmdline,
+    files,
+    generations,
+    installed,
+    mounts,
+    namespace,
+    operands,
+    sharedcache,
+    staged,
+    volume,
+)
 from apk_atomic.chroot import Bind, RootPlan
 from apk_atomic.cmdline import Kind, Line, Role
 from apk_atomic.config import Config
 from apk_atomic.errors import CheckFailed, UsageError
+from apk_atomic.faults import point
 from apk_atomic.namespace import Command
 from apk_atomic.signals import Signals, die_with_parent
 from apk_atomic.volume import Volume
@@ -127,7 +140,13 @@ def exec_in_generation(opened: Volume, config: Config, name: str, line: Line) ->
     """Replaces this process by apk in the sealed generation NAME; what a line needs to write to is a copy.
 
     Raises CheckFailed when that cannot be done. The namespace of this process is the only one that sees the mounts.
+    It is held until apk is executed; from then on that it is mounted keeps it from being collected.
     """
+    try:
+        generations.hold(opened.top, name)
+    except OSError as error:
+        raise CheckFailed(f"cannot open generation {name}: {error.strerror}; nothing was changed") from error
+    point("held")
     root = volume.open_root(opened, name)
     plan = staged.plan_sealed(opened, config, name, root)
     exec_in(plan._replace(copied_database=line.kind is Kind.CACHE), root, line)

@@ -28,8 +28,8 @@ ADOPTION = ("prepared", "copied", "known", "moved", "adopted", "menu")
 # Those of `boot-config --install`: state/boot.json keeps what both menus name, the new one is on the ESP, the firmware
 # was asked for an entry, state/boot.json keeps no more than what the new one names.
 BOOT_MENU = ("announced", "installed", "registered", "confirmed")
-# Where one that reads without a lock has chosen the generation, and has not opened it.
-READING = ("chosen",)
+# Where one that reads without a lock has chosen the generation, and where it can rely on it.
+READING = ("chosen", "held")
 
 _SIGNALS = {
     "kill": signal.SIGKILL,

@@ -6,6 +6,8 @@ which generation a slot names.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 
@@ -44,17 +46,44 @@ def read_record(top: int, name: str) -> Record | None:
         os.close(directory)
 
 
-def is_unkept(snapshots: int, name: str) -> bool:
-    """Whether there is a generation of that name without a mark that keeps it, as of now."""
+def hold(top: int, name: str) -> int:
+    """A descriptor that keeps generation NAME from being collected, as long as anybody has it open.
+
+    FileNotFoundError where it is collected already: who reads without a lock may have chosen it too late.
+    """
+    directory = files.open_beneath(top, f"snapshots/{name}", _DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(directory), os.stat(f"snapshots/{name}", dir_fd=top, follow_symlinks=False)):
+            return directory
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(directory)
+        raise
+    os.close(directory)
+    raise files.error(errno.ENOENT, f"snapshots/{name}")
+
+
+def claim(snapshots: int, name: str) -> int | None:
+    """For who collects generation NAME: a descriptor that holds others off; None where a mark or a reader keeps it, as
+    of now, or there is none."""
     try:
         directory = files.open_entry(snapshots, name, _DIRECTORY)
     except FileNotFoundError:
-        return False
+        return None
     try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         beside = os.listdir(directory)
-    finally:
+    except BlockingIOError:
+        beside = []
+    except BaseException:
         os.close(directory)
-    return "@" in beside and "good" not in beside and "pinned" not in beside
+        raise
+    if "@" in beside and "good" not in beside and "pinned" not in beside:
+        return directory
+    os.close(directory)
+    return None
 
 
 def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:

@@ -36,6 +36,7 @@ NEEDED = "/run/reboot-needed"  # transactional-update's word for it
 _REBOOT_MARK = "apk-atomic:"
 _NEEDED_MARK = f"{RUN}/reboot-needed"  # there: we made NEEDED, whose one word names nobody
 _DAY = 86400.0
+_AT_ONCE = 100  # generations; a descriptor for each, of the 1024 that a process may usually have
 
 
 class Work(NamedTuple):
@@ -165,11 +166,13 @@ class Collected(NamedTuple):
 def collect(work: Work, victims: tuple[Victim, ...]) -> Collected:
     """Deletes generations, each through the journal, so that an interruption is finished by the next recovery."""
     gone, failed = [], []
-    if victims:
-        with journal.opened(work.volume) as places:
-            for victim in victims:
+    for start in range(0, len(victims), _AT_ONCE):
+        few = victims[start : start + _AT_ONCE]
+        with journal.opened(work.volume) as places, _claimed(places, few) as claimed:
+            for victim in _unmounted(work.volume, claimed):
                 try:
-                    gone += [victim] if _collect(work, places, victim) else []
+                    _collect(work, places, victim)
+                    gone.append(victim)
                 except OSError as error:
                     work.console.warn(f"{victim.id} could not be collected: {plain(error)}")
                     failed.append(victim.id)
@@ -177,14 +180,32 @@ def collect(work: Work, victims: tuple[Victim, ...]) -> Collected:
     return Collected(tuple(gone), tuple(failed))
 
 
-def _collect(work: Work, places: Places, victim: Victim) -> bool:
-    """Deletes one, unless it was blessed or pinned since it was looked at, or somebody was faster: False then."""
-    if not generations.is_unkept(places.snapshots, victim.id):
-        return False
+@contextmanager
+def _claimed(places: Places, victims: tuple[Victim, ...]) -> Iterator[tuple[Victim, ...]]:
+    """Those that nobody has blessed, pinned or begun to read since they were looked at, and that are still there.
+
+    Whoever wants to read one comes too late now.
+    """
+    with ExitStack() as stack:
+        found = []
+        for victim in victims:
+            fd = generations.claim(places.snapshots, victim.id)
+            if fd is not None:
+                stack.callback(os.close, fd)
+                found.append(victim)
+        yield tuple(found)
+
+
+def _unmounted(opened: Volume, victims: tuple[Victim, ...]) -> tuple[Victim, ...]:
+    """Whoever had begun to read one before it was claimed has mounted it by now."""
+    mounted = mounted_generations(opened) if victims else frozenset()
+    return tuple(victim for victim in victims if victim.id not in mounted)
+
+
+def _collect(work: Work, places: Places, victim: Victim) -> None:
     if victim.unsealed:
         work.console.note(f"collecting {victim.id}: {victim.reason}")
     journal.collect(work.volume, places, victim.id)
-    return True
 
 
 def stale_links(opened: Volume, now: float) -> tuple[str, ...]:

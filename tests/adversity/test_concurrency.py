@@ -105,6 +105,24 @@ def test_generation_is_replaced_under_a_reader(trial: Trial, line: str) -> None:
     trial.check_same()
 
 
+@pytest.mark.parametrize("line", READERS)
+def test_generation_stays_under_a_reader(trial: Trial, line: str) -> None:
+    """What it relies on is collected by the first commit after it."""
+    trial.volume.repo.publish(*(Package(name, files={f"usr/share/{name}": File(b"x")}) for name in ("two", "three")))
+    old = trial.committed("apk-atomic", "add", "three")
+    reader = trial.start("apk-atomic", *line.split(), env={faults.VARIABLE: "held:stop"})
+    trial.wait_stopped(reader)
+    for number in range(2):
+        trial.guest.run(["apk-atomic", "run", "--", "touch", f"/etc/meanwhile-{number}"], check=True)
+        assert trial.guest.run(["apk-atomic", "gc"], check=True).stdout == ""
+    assert old in trial.volume.generations() and old not in trial.volume.slots()
+    trial.go_on(reader)
+    result = trial.finish(reader)
+    assert (result.status, "apk-atomic: " in result.stderr) == (0, False), result
+    assert f"{old}  in no slot" in trial.run("apk-atomic", "gc").stdout
+    assert old not in trial.volume.generations()
+
+
 def test_reader_does_not_look_for_ever(trial: Trial) -> None:
     """Whoever finds the pointer moved each time gives up, and says what it found last."""
     trial.volume.repo.publish(Package("three", files={"usr/share/three": File(b"x")}))
