@@ -115,5 +115,5 @@ def plain(error: Exception) -> str:
 def hint_for(error: OSError, room: str = _ROOM) -> str:
     """Where to look after an error of the system; `room`: where the volume is full."""
     if error.errno == errno.ENOSPC:
-        return "df /run shows how full it is" if f"{error.filename}".startswith("/run/") else room
+        return "df /run shows how full it is" if " /run/" in f" {error.filename}" else room
     return _HINTS.get(error.errno or 0, "dmesg may say more")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from apk_atomic import mounts
-from apk_atomic.errors import AtomicError, CheckFailed
+from apk_atomic.errors import AtomicError, CheckFailed, refusal
 from apk_atomic.signals import Signals, die_with_parent, read_signal, signalfd
 from apk_atomic.terminal import Terminal
 
@@ -61,12 +61,12 @@ class _Pipes(NamedTuple):
 
 
 class _Report:
-    """What init tells the wrapper: `F message` setup failed, `N status message` the command could not be executed,
-    `S` it stopped, `X status` it ended."""
+    """What init tells the wrapper: `F message` setup failed, `E errno what` the system refused it, `N status message`
+    the command could not be executed, `S` it stopped, `X status` it ended."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.failure: CheckFailed | None = None
+        self.failure: AtomicError | None = None
         self.status: int | None = None
         self.stopped = False
         self._rest = b""
@@ -79,6 +79,9 @@ class _Report:
             kind, _, value = line.decode("utf-8", "surrogateescape").partition(" ")
             if kind == "F":
                 self.failure = CheckFailed(value)
+            elif kind == "E":
+                number, _, what = value.partition(" ")
+                self.failure = refusal(OSError(int(number), os.strerror(int(number)), what))
             elif kind == "N":
                 status, _, message = value.partition(" ")
                 self.failure = NotExecuted(int(status), message)
@@ -96,9 +99,9 @@ def run(
     """Runs a command in the root that `enter` makes; returns its exit status (128 + n for signal n).
 
     `enter` is called as PID 1 of fresh mount and PID namespaces and leaves them with the root in place; what it
-    raises as AtomicError or OSError comes out here as CheckFailed, a command that is not there as NotExecuted. When
-    this returns, every process that the command started is dead. `held` descriptors stay open until then, even if this
-    process is killed.
+    raises as AtomicError comes out here as CheckFailed, as OSError like `errors.refusal` has it, a command that is not
+    there as NotExecuted. When this returns, every process that the command started is dead. `held` descriptors stay
+    open until then, even if this process is killed.
     An ending signal is passed on once, then everything is killed; the caller finds it in `signals.first`.
     `meanwhile` is called here while the command runs already; signals wait until it returns.
     """
@@ -110,6 +113,7 @@ def run(
     os.close(pipes.alive[0])
     os.close(pipes.report[1])
     report = _Report(pipes.report[0])
+    end = 0
     try:
         if meanwhile is not None:
             meanwhile()
@@ -117,11 +121,11 @@ def run(
     finally:
         os.close(pipes.alive[1])
         os.close(pipes.report[0])
-        os.waitpid(intermediate, 0)
+        end = os.waitpid(intermediate, 0)[1]
         terminal.restore()
     if report.failure is not None:
         raise report.failure
-    if report.status is None:
+    if report.status is None or end:  # killed, and init with it: what it started may have been at work
         return 128 + _KILL
     return report.status
 
@@ -190,7 +194,7 @@ def _intermediate(
         os.waitpid(init, 0)
         status = 0
     except OSError as error:
-        _say(pipes.report[1], f"F cannot make a namespace: {error.strerror}; nothing was changed")
+        _say(pipes.report[1], f"E {error.errno or errno.EIO} cannot make a namespace")
     finally:
         os._exit(status)
 
@@ -210,8 +214,8 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
     except AtomicError as error:
         _say(report, f"F {error}")
     except OSError as error:
-        what = error.filename or "the root of the change"
-        _say(report, f"F cannot make the root of the change: {what}: {error.strerror}; nothing was changed")
+        what = f": {error.filename}" if error.filename else ""
+        _say(report, f"E {error.errno or errno.EIO} cannot make the root of the change{what}")
     finally:
         os._exit(0)
 

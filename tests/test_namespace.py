@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from apk_atomic import mounts, namespace
-from apk_atomic.errors import AtomicError, CheckFailed
+from apk_atomic.errors import AtomicError, CheckFailed, NoSpace
 from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.signals import Signals
 from tests.support import engine
@@ -126,17 +128,57 @@ def test_a_program_by_name_and_its_argv0(signals: Signals, capfd: pytest.Capture
         (CheckFailed("/proc is no plain directory"), "/proc is no plain directory"),
         (AtomicError("two\nlines"), "two lines"),
         (
-            OSError(28, "No space left on device", "/dev"),
-            "cannot make the root of the change: /dev: No space left on device; nothing was changed",
+            OSError(errno.EACCES, "Permission denied", "/dev"),
+            "cannot make the root of the change: /dev: Permission denied; nothing was changed",
         ),
+        (OSError(errno.EIO, "Input/output error"), "cannot make the root of the change: Input/output error;"),
     ],
 )
 def test_a_root_that_cannot_be_made(signals: Signals, failure: Exception, message: str) -> None:
+    with pytest.raises(CheckFailed, match=f"^{message}"):
+        namespace.run(shell("exit 0"), raising(failure), signals)
+
+
+@pytest.mark.parametrize(("path", "where"), [("/run/apk-atomic/root", "df /run"), ("/dev/loop0", "apk-atomic gc")])
+def test_no_space_for_a_root(signals: Signals, path: str, where: str) -> None:
+    failure = OSError(errno.ENOSPC, "No space left on device", path)
+    with pytest.raises(NoSpace, match=f"root of the change: {path}: No space left on device; nothing was") as refusal:
+        namespace.run(shell("exit 0"), raising(failure), signals)
+    assert where in refusal.value.hint
+
+
+def raising(failure: Exception) -> Callable[[], None]:
     def enter() -> None:
         raise failure
 
-    with pytest.raises(CheckFailed, match=f"^{message}$"):
-        namespace.run(shell("exit 0"), enter, signals)
+    return enter
+
+
+def test_what_stands_between_is_killed_at_the_end(signals: Signals) -> None:
+    """The command has ended well by then, and so has init; but nobody can say any more that all else is dead."""
+
+    def meanwhile() -> None:
+        between = child_of(os.getpid())
+        init = child_of(between)
+        os.kill(between, signal.SIGSTOP)
+        stat = Path(f"/proc/{init}/stat")
+        wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("Z"))
+        os.kill(between, signal.SIGKILL)
+
+    assert namespace.run(shell("exit 0"), fresh_proc, signals, meanwhile=meanwhile) == 137
+
+
+def child_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: children.read_text() != "")
+    return int(children.read_text().split()[-1])
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_root_that_is_never_finished(signals: Signals) -> None:
