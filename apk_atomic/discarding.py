@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 
 from apk_atomic import btrfs, files, hooks, journal, recording
-from apk_atomic.errors import AtomicError
+from apk_atomic.errors import AtomicError, plain
 from apk_atomic.model import Record
 from apk_atomic.session import Work
 
@@ -24,11 +24,12 @@ def discard(work: Work, record: Record, *, keep: bool) -> None:
     try:
         journal.remove(work.volume, record.id)
     except (OSError, AtomicError) as failure:
-        work.console.warn(f"staging/{record.id} could not be removed ({failure}); the next transaction will do it")
+        what = f"staging/{record.id} could not be removed ({plain(failure)})"
+        work.console.warn(f"{what}; the next transaction will do it")
     try:
         hooks.around(work, "post-discard.d", record.id, record.parent or "", "")
     except (OSError, AtomicError) as failure:
-        work.console.warn(f"after the discard: {failure}")
+        work.console.warn(f"after the discard: {plain(failure)}")
 
 
 def _keep(work: Work, record: Record) -> bool:
@@ -47,7 +48,7 @@ def _keep(work: Work, record: Record) -> bool:
             os.close(directory)
         journal.release(work.volume, record.id)
     except (OSError, AtomicError) as failure:
-        work.console.warn(f"the failed generation could not be kept: {failure}")
+        work.console.warn(f"the failed generation could not be kept: {plain(failure)}")
         return False
     work.console.note(f"the failed generation is kept as {record.id} for a week; apk-atomic gc removes it sooner")
     return True

@@ -122,14 +122,16 @@ def after_switch(work: Work, *steps: Callable[[], None]) -> None:
 def plan_garbage(
     opened: Volume, config: Config, state: State, now: float, *, asked: bool = True
 ) -> tuple[Victim, ...]:
-    """What would be collected now; the mount tables are read only when there is something to delete.
+    """What would be collected now, but for what is mounted; the mount tables are read only when there is something to
+    delete, and by `collect` once more.
 
-    `asked`: by the user, not after a commit.
+    `asked`: by the user, who may want to know beforehand, not after a commit.
     """
     keep = Keep(config.generations.keep, config.generations.keep_days)
     nothing: frozenset[str] = frozenset()
-    if not garbage(state, keep, mounted=nothing, at_work=nothing, now=now, asked=asked):
-        return ()
+    victims = garbage(state, keep, mounted=nothing, at_work=nothing, now=now, asked=asked)
+    if not victims or not asked:
+        return victims
     return garbage(state, keep, mounted=mounted_generations(opened), at_work=nothing, now=now, asked=asked)
 
 
