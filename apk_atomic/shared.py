@@ -21,6 +21,8 @@ _NAMED = 5
 def altered_commons(root: Staged) -> tuple[str, ...]:
     """Absolute paths of files in writable commons that were changed since the root was staged.
 
+    A directory stands there, with a slash behind it, where something is gone from it.
+
     Flushes the volume first. Whoever changed them: other programs write there too.
     """
     writable = [common for common in root.commons if common.writable and common.point not in _QUIET]
@@ -41,12 +43,18 @@ def _altered(top: int, common: Common, staged: btrfs.SubvolumeInfo) -> list[str]
         if not btrfs.is_subvolume(fd):
             return []
         directories: dict[int, str] = {}
-        changed = [each for each in btrfs_trees.changed_inodes(fd, staged.otransid) if not each.is_dir]
-        names = [name for each in changed for name in btrfs_trees.inode_paths(fd, each.ino, directories)]
-        paths = [f"{common.point}/{name}" for name in names if _ctime(fd, name) >= staged.otime]
-        return [path for path in paths if not _below(path, _QUIET)]
+        found = {
+            os.path.normpath(f"{common.point}/{name}"): each.is_dir
+            for each in btrfs_trees.changed_inodes(fd, staged.otransid)
+            for name in btrfs_trees.inode_paths(fd, each.ino, directories)
+            if _ctime(fd, name) >= staged.otime
+        }
     finally:
         os.close(fd)
+    # a directory changes with each entry that comes or goes: what came is named itself
+    explained = {os.path.dirname(path) for path in found}
+    named = [path + "/" * is_dir for path, is_dir in found.items() if not (is_dir and path in explained)]
+    return [path for path in named if not _below(path.rstrip("/"), _QUIET)]
 
 
 def _ctime(fd: int, name: str) -> float:

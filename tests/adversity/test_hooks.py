@@ -158,6 +158,15 @@ def test_what_changed_in_commons_alone_is_named(trial: Trial) -> None:
     assert "nothing changed, no generation was made" in result.stderr
 
 
+def test_what_is_gone_from_commons_is_named_by_its_directory(trial: Trial) -> None:
+    trial.run("apk-atomic", "run", "--", "sh", "-c", "mkdir -p /var/cache/a/b; touch /var/cache/a/b/one /var/cache/two")
+    result = trial.run("apk-atomic", "run", "rm", "/var/cache/a/b/one")
+    assert "changed meanwhile, shared by all generations: /var/cache/a/b/\n" in result.stderr, result
+    result = trial.run("apk-atomic", "run", "rm", "-r", "/var/cache/a", "/var/cache/two")
+    assert "changed meanwhile, shared by all generations: /var/cache/\n" in result.stderr, result
+    assert trial.volume.generations() == [FIRST]
+
+
 @pytest.mark.parametrize(
     ("wish", "place", "writable"), [("rw", "/home", True), ("ro", "/var/log", False), ("skip", "/var/log", True)]
 )
