@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from apk_atomic import apkline, cmdline, installed, lookup
 from apk_atomic.cmdline import Line
 from apk_atomic.databases import Databases
-from apk_atomic.errors import ChangeFailed
+from apk_atomic.errors import ChangeFailed, CheckFailed
 from apk_atomic.staged import Staged
 from apk_atomic.verdict import Evidence, is_explicable, judge
 
@@ -24,6 +26,7 @@ def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
     """
 
     def run(root: Staged) -> None:
+        _require_own_database(root)
         call = apkline.command(root.root, line)
         if output is not None:
             call = call._replace(silent=True, output=output)
@@ -32,6 +35,19 @@ def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
         _conclude(root, line, status)
 
     return run
+
+
+def _require_own_database(root: Staged) -> None:
+    """Raises CheckFailed where a link takes what apk keeps to a common: it would be changed for all generations."""
+    for name in (installed.DATABASE, installed.WORLD):
+        place = lookup.follow(name, partial(lookup.link_target, root.root))
+        for common in root.commons:
+            if place is not None and f"/{place}".startswith(f"{common.point}/"):
+                raise CheckFailed(
+                    f"/{name} is at /{place}, in {common.subvolume.lstrip('/')}, which all generations share; "
+                    "nothing was changed",
+                    hint=f"apk-atomic shell; in it, move it back to /{os.path.dirname(name)}",
+                )
 
 
 def _conclude(root: Staged, line: Line, status: int) -> None:

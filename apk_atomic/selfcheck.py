@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import os
 
-from apk_atomic import chroot, files
+from apk_atomic import chroot, files, lookup
 from apk_atomic.errors import CheckFailed
 from apk_atomic.namespace import Command
 from apk_atomic.staged import Staged
 
 _PROGRAMS = ("usr/bin/apk-atomic", "usr/local/bin/apk-atomic")
+_LIBRARIES = ("usr/lib", "usr/local/lib")
+_PACKAGES = ("site-packages", "dist-packages")
 _IMPORT_ALL = """\
 import importlib, pkgutil, apk_atomic
 for found in pkgutil.walk_packages(apk_atomic.__path__, "apk_atomic."):
     importlib.import_module(found.name)
 """
 _SAID = 2000  # bytes
+
+
+def lacking(root: int) -> str:
+    """What of an apk-atomic a root has not, for people; "" where it is whole. It is looked for, not run."""
+    program = next((path for path in _PROGRAMS if lookup.is_file(root, path)), None)
+    if program is None:
+        return f"/{_PROGRAMS[0]}"
+    interpreter = _first_line(root, program).removeprefix("#!").split()[:1]
+    if not interpreter or not lookup.is_file(root, interpreter[0]):
+        return interpreter[0] if interpreter else f"/{program}"
+    libraries = [f"{place}/{name}" for place in _LIBRARIES for name in lookup.names(root, place) if "python3" in name]
+    found = (f"{library}/{packages}/apk_atomic/cli.py" for library in libraries for packages in _PACKAGES)
+    return "" if any(lookup.is_file(root, path) for path in found) else "the Python package apk_atomic"
 
 
 def require(root: Staged) -> None:

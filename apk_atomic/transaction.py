@@ -196,7 +196,7 @@ def _change(root: Staged, request: Request, clock: Clock) -> _Result | None:
     if not found.relevant:
         _name_altered(root)
         return None
-    _warn(root)
+    _warn(root, found)
     with clock.step("prove"):
         from apk_atomic.bootable import make_bootable
 
@@ -217,15 +217,25 @@ def _run_change(root: Staged, request: Request) -> None:
         raise
 
 
-def _warn(root: Staged) -> None:
+def _warn(root: Staged, found: Changed) -> None:
     """What the user should know of the change itself."""
     console = root.work.console
+    if found.removed:
+        _warn_of_no_way_back(root)
     if staged.read_fstab(root.root) != root.fstab.text:
         console.warn("the change altered etc/fstab; the template at the top level was not touched")
     hidden = shared.hidden_files(root)
     if hidden:
         console.warn(f"under a mount point, so not part of the generation: {shared.named(hidden)}")
     _name_altered(root)
+
+
+def _warn_of_no_way_back(root: Staged) -> None:
+    from apk_atomic import selfcheck  # where something is gone, only
+
+    lacks = selfcheck.lacking(root.root)
+    if lacks and lacks != selfcheck.lacking(root.base_root):
+        root.work.console.warn(f"the new generation lacks {lacks}, which apk-atomic needs; apk-atomic discard drops it")
 
 
 def _name_altered(root: Staged) -> None:

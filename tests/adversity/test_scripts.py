@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -364,6 +365,48 @@ def test_script_that_removes_everything(trial: Trial) -> None:
     result = trial.refused(*add(trial, "rm -rf /bin /usr /etc /lib /sbin /boot 2>/dev/null; exit 0"))
     assert "nothing was changed" in result.stderr
     trial.works()
+
+
+@pytest.mark.parametrize(
+    ("gone", "lacks"),
+    [
+        ("/usr/bin/apk-atomic", "/usr/bin/apk-atomic"),
+        ("/usr/bin/python3*", "/usr/bin/python3"),
+        ("/usr/lib/python3* /usr/local/lib/python3*", "the Python package apk_atomic"),
+        ("/usr/*lib/python3*/*-packages/apk_atomic /usr/local/lib/python3*/*-packages/apk_atomic",
+         "the Python package apk_atomic"),
+    ],
+)  # fmt: skip
+def test_no_way_back_by_ourselves_is_said(trial: Trial, gone: str, lacks: str) -> None:
+    """The user may want that; the boot menu leads back. That something else is gone is no news."""
+    result = trial.run("apk-atomic", "run", "--", "sh", "-c", f"rm -rf {gone}")
+    assert f"the new generation lacks {lacks}, which apk-atomic needs" in result.stderr, result
+    trial.check_new(result)
+    result = trial.run("apk-atomic", "discard")
+    assert result.status == 0
+    trial.accept()
+    result = trial.run("apk-atomic", "run", "rm", "/etc/hostname")
+    assert "lacks" not in result.stderr
+    trial.check_new(result)
+
+
+@pytest.mark.parametrize("place", ["lib/apk/db", "etc/apk"])
+def test_database_in_a_common_is_refused(trial: Trial, place: str) -> None:
+    """It would be another one for the running system at once."""
+    name = "20240301000000elsewher"
+    moved = trial.volume.top / "commons/@var@cache" / place.replace("/", "-")
+
+    def move(tree: Path) -> None:
+        shutil.move(tree / place, moved)
+        (tree / place).symlink_to(f"/var/cache/{moved.name}")
+
+    trial.volume.add_generation(name, move)
+    before = oracle.fingerprint(moved)
+    trial.accept()
+    argv = ("apk-atomic", "add", "x", f"--atomic-base={name}")
+    result = trial.refused(*argv, status=104, says="in commons/@var@cache, which all generations share")
+    assert f"move it back to /{place}" in result.stderr
+    assert oracle.fingerprint(moved) == before
 
 
 def test_trigger_that_fails(trial: Trial) -> None:
