@@ -148,9 +148,11 @@ def remember(work: Work, plan: Plan, known: Adoption, name: str, aside: str) -> 
     copied = dict(known.copied)
     for common in _names(plan):
         fd = files.open_beneath(work.volume.top, f"{journal.STAGING}/{aside}/{common}", _DIRECTORY)
-        info = btrfs.subvolume_info(fd)
-        copied[info.uuid] = Copied(transid, moment, info.otime, _top(fd))
-        os.close(fd)
+        try:
+            info = btrfs.subvolume_info(fd)
+            copied[info.uuid] = Copied(transid, moment, info.otime, _top(fd))
+        finally:
+            os.close(fd)
     known = replace(known, generations=(*known.generations, name), copied=copied)
     adoptstate.write(work.volume, known)
     point("known")
