@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 
 from apk_atomic import fstab, installed, journal, lookup, pointer, recording
 from apk_atomic.bootable import Bootable, KnownMenu, recorded_images, recorded_proof, texts
@@ -46,8 +45,7 @@ def lay_out(work: Work, root: int, record: Record, found: Bootable, template: st
     `template` the fstab's.
     """
     apk = installed.find(lookup.read(root, installed.DATABASE, installed.LIMIT) or b"", "apk-tools")
-    whole = replace(
-        record,
+    whole = record._replace(
         created=iso_utc(time.time()),
         user=recording.user_name(),
         apk_version=apk.version if apk else "",

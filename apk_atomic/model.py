@@ -1,5 +1,7 @@
 """The nouns of the project as frozen values: generation, record, state of a volume.
 
+Named tuples, since every command imports this module, and to make a frozen dataclass takes six times as long.
+
 No I/O, no clock, no randomness: those are arguments. It must not know where anything lies on disk. What is
 durable is the JSON form of a `Record` (`snapshots/ID/generation.json`, version 1): keys may be added, never
 renamed or retyped, because after a rollback an older apk-atomic reads what a newer one wrote.
@@ -7,9 +9,9 @@ renamed or retyped, because after a rollback an older apk-atomic reads what a ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apk_atomic.names import is_own_id as is_own_id
 from apk_atomic.names import is_safe_name as is_safe_name
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 RECORD_VERSION = 1
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class DamagedRecord(ValueError):
@@ -38,8 +41,7 @@ class Kind(StrEnum):
     IMPORT = "import"
 
 
-@dataclass(frozen=True, slots=True)
-class PackageChanges:
+class PackageChanges(NamedTuple):
     """Difference of two package sets.
 
     `added` and `removed` are (name, version), `upgraded` (name, old, new), downgrades too; `rebuilt` are the
@@ -50,15 +52,14 @@ class PackageChanges:
     removed: tuple[tuple[str, str], ...] = ()
     upgraded: tuple[tuple[str, str, str], ...] = ()
     rebuilt: tuple[str, ...] = ()
-    unknown: Mapping[str, object] = field(default_factory=dict, hash=False)
+    unknown: Mapping[str, object] = _NOTHING
 
     @property
     def is_empty(self) -> bool:
         return not (self.added or self.removed or self.upgraded or self.rebuilt)
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """One initramfs of a generation; paths are relative to the generation's root, without a leading slash."""
 
     flavor: str = ""
@@ -66,11 +67,10 @@ class Image:
     path: str = ""
     generator: str = ""
     members: tuple[str, ...] = ()
-    unknown: Mapping[str, object] = field(default_factory=dict, hash=False)
+    unknown: Mapping[str, object] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """A boot proof that passed. `of`: the generation that the full proof ran on, itself or an ancestor. `menu`: what
     of the boot menu it was asked about."""
 
@@ -78,11 +78,10 @@ class Proof:
     inputs: tuple[str, ...] = ()
     menu: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    unknown: Mapping[str, object] = field(default_factory=dict, hash=False)
+    unknown: Mapping[str, object] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What generation.json says.
 
     `created` is ISO-8601 in UTC, `argv` already redacted, `kernels` are (flavor, release), `durations` are
@@ -108,11 +107,10 @@ class Record:
     fstab_rendered: str = ""
     durations: tuple[tuple[str, float], ...] = ()
     version: int = RECORD_VERSION
-    unknown: Mapping[str, object] = field(default_factory=dict, hash=False)
+    unknown: Mapping[str, object] = _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(NamedTuple):
     """One root on the volume.
 
     `order` is the btrfs otransid of `snapshots/ID/@` (0: unknown), the only thing that says which is newer;
@@ -132,8 +130,7 @@ class Generation:
     record: Record | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What a volume and /run say at one moment.
 
     `links`: the ID of the links directory that `current` names. `slots`: the IDs that current/0… name, '' where one
@@ -179,7 +176,7 @@ def to_json_dict(record: Record) -> dict[str, object]:
 
 
 def _encoded(value: Record | PackageChanges | Image | Proof) -> dict[str, object]:
-    known = {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.name != "unknown"}
+    known = {name: _plain(each) for name, each in value._asdict().items() if name != "unknown"}
     return {**value.unknown, **known}
 
 
@@ -199,7 +196,7 @@ def from_json_dict(obj: object) -> Record:
 
 
 def _decoded(obj: object, decoders: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """Arguments for the dataclass that `decoders` describes; absent keys are left to its defaults."""
+    """Arguments for the value that `decoders` describes; absent keys are left to its defaults."""
     source = _need(obj, dict)
     values: dict[str, Any] = {"unknown": {key: source[key] for key in source if key not in decoders}}
     for key in decoders.keys() & source.keys():

@@ -207,10 +207,9 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
         enter()
         _close(_open_descriptors() - {0, 1, 2, control, report, children, command.output, *command.keep_fds})
         drop_capabilities(sealed=command.sealed)
-        child = os.fork()
-        if child == 0:
-            _exec(command, signals, report)
-        _reap(child, control, report, children)
+        _reap(_start(command, signals), control, report, children)
+    except NotExecuted as error:
+        _say(report, f"N {error.status} {error}")
     except AtomicError as error:
         _say(report, f"F {error}")
     except OSError as error:
@@ -271,23 +270,44 @@ def _bury(child: int, report: int) -> int | None:
         ended = code if code >= 0 else 128 - code
 
 
-def _exec(command: Command, signals: Signals, report: int) -> None:
-    try:
-        change_directory(command.directory)
-        for fd in command.keep_fds:
-            os.set_inheritable(fd, True)
-        if command.silent:
-            os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
-            os.dup2(command.output, 1)
-            os.dup2(command.output, 2)
-        signals.restore_for_exec()
-        os.execvpe(command.program, command.argv, command.environment)
-    except OSError as error:
-        status = 127 if error.errno in _ABSENT else 126
-        what = f"cannot execute {command.program} in the new generation: {error.strerror}"
-        _say(report, f"N {status} {what}; nothing was changed")
-    finally:
-        os._exit(127)
+def _start(command: Command, signals: Signals) -> int:
+    """The process id of the command. Raises NotExecuted.
+
+    Spawned, not forked: to copy this process takes a sixth of the time that apk needs in all.
+    """
+    change_directory(command.directory)
+    for fd in command.keep_fds:
+        os.set_inheritable(fd, True)
+    streams = _silent(command.output) if command.silent else ()
+    failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for program in _candidates(command):
+        try:
+            return os.posix_spawn(
+                program, command.argv, command.environment, file_actions=streams,
+                setsigmask=signals.mask, setsigdef=signals.CHANGED,
+            )  # fmt: skip
+        except OSError as error:
+            # as a shell has it: of a name in PATH, what is there and cannot be executed explains more
+            failure = failure if error.errno in _ABSENT and failure.errno not in _ABSENT else error
+    status = 127 if failure.errno in _ABSENT else 126
+    what = f"cannot execute {command.program} in the new generation: {failure.strerror}"
+    raise NotExecuted(status, f"{what}; nothing was changed")
+
+
+def _silent(output: int) -> list[tuple[int, ...] | tuple[int, int, str, int, int]]:
+    """File actions: no stdin, and all that is said goes to `output`."""
+    return [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+    ]
+
+
+def _candidates(command: Command) -> list[str]:
+    """The paths that execvpe(3) tries."""
+    if "/" in command.program:
+        return [command.program]
+    return [f"{directory}/{command.program}" for directory in os.get_exec_path(command.environment)]
 
 
 def change_directory(path: str) -> None:

@@ -7,7 +7,6 @@ A generation that is not sealed stands in no slot, unless it is the booted one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import Refused, UsageError
@@ -36,11 +35,10 @@ class Base(NamedTuple):
     leaves_out: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Garbage younger than `days`, and the newest `count` generations whatever their age, stay."""
+class Keep(NamedTuple):
+    """Garbage younger than `days`, and so many of the `newest` generations whatever their age, stay."""
 
-    count: int = 0
+    newest: int = 0
     days: float = 0.0
 
 
@@ -266,7 +264,7 @@ def garbage(
     spared = {*state.slots, state.booted, newest_good(state), *mounted, *at_work}
     oldest_first = newest_first(state.generations)[::-1]
     births = _births(oldest_first, now)
-    fresh = {each.id for each in oldest_first[-keep.count :]} if keep.count > 0 else set()
+    fresh = {each.id for each in oldest_first[-keep.newest :]} if keep.newest > 0 else set()
     victims = []
     for each in oldest_first:
         young = each.id in fresh or now - births[each.id] < keep.days * DAY

@@ -63,6 +63,8 @@ class Signals:
     children, of whose end nobody is told then, and nor is apk of that of its scripts.
     """
 
+    CHANGED = (signal.SIGPIPE, signal.SIGXFSZ)  # dispositions that Python changes, and exec hands down
+
     def __init__(self) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._old = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -95,9 +97,14 @@ class Signals:
         """That has ended, and what begins now may be given up again: also for a signal that has waited."""
         self._settled = False
 
+    @property
+    def mask(self) -> set[int | signal.Signals]:
+        """The mask we were started with, for a child."""
+        return self._old
+
     def restore_for_exec(self) -> None:
         """In a child about to exec: the mask we were started with, and the dispositions Python changed."""
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        for number in self.CHANGED:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._old)
 

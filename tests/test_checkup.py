@@ -40,7 +40,7 @@ def in_volume(**values: object) -> Change:
 
 
 def state(*generations: Generation, slots: tuple[str, ...] = ("b", "a"), **values: object) -> Change:
-    found = replace(State(generations or (A, B), slots, "b"), **values)  # type: ignore[arg-type]
+    found = State(generations or (A, B), slots, "b")._replace(**values)  # type: ignore[arg-type]
     return in_volume(state=found)
 
 
@@ -81,10 +81,10 @@ CASES: tuple[tuple[Change, Level, str], ...] = (
     (state(slots=(), booted=None), P, "slot-dangling"),
     (state(slots=("a", "b")), W, "fallback-booted"),
     (state(slots=("a", "b"), pending=True), N, "pending"),
-    (state(A, replace(B, sealed=False)), P, "generation-unsealed"),
+    (state(A, B._replace(sealed=False)), P, "generation-unsealed"),
     (state(A, B, Generation("c", sealed=False)), W, "generation-unsealed"),
-    (state(A, replace(B, failed=True)), W, "next-failed"),
-    (state(replace(A, foreign=True), B), N, "foreign"),
+    (state(A, B._replace(failed=True)), W, "next-failed"),
+    (state(A._replace(foreign=True), B), N, "foreign"),
     (in_volume(damaged=("a",)), W, "record-damaged"),
     (in_volume(at_work="pid 5, apk-atomic add x", staging=("c",)), N, "at-work"),
     (in_volume(staging=("c",)), N, "staging-left"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 
@@ -38,11 +37,11 @@ WORDS = st.text(max_size=8)
 TEXTS = st.lists(WORDS, max_size=3).map(tuple)
 PAIRS = st.lists(st.tuples(WORDS, WORDS), max_size=3).map(tuple)
 NAMES = st.from_regex(r"[A-Za-z0-9_@+:~][A-Za-z0-9._@+:~-]{0,20}", fullmatch=True)
-FIELDS = st.sampled_from(sorted(each.name for each in dataclasses.fields(Record)))
+FIELDS = st.sampled_from(sorted(Record._fields))
 
 
 def unknown_keys(kind: type[Record | PackageChanges | Image | Proof]) -> st.SearchStrategy[dict[str, object]]:
-    ours = {each.name for each in dataclasses.fields(kind)} - {"unknown"}
+    ours = {*kind._fields} - {"unknown"}
     keys = (st.text(max_size=5) | st.just("unknown")).filter(lambda key: key not in ours)
     return st.dictionaries(keys, st.integers() | st.lists(st.text()), max_size=2)
 
@@ -106,7 +105,6 @@ def test_a_record_with_any_field_replaced_or_gone_is_a_record_or_damage(
     except DamagedRecord:
         return
     assert from_json_dict(to_json_dict(read)) == read
-    assert hash(read) == hash(from_json_dict(value))
 
 
 @pytest.mark.parametrize(

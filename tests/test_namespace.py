@@ -154,18 +154,21 @@ def raising(failure: Exception) -> Callable[[], None]:
     return enter
 
 
-def test_what_stands_between_is_killed_at_the_end(signals: Signals) -> None:
+def test_what_stands_between_is_killed_at_the_end(signals: Signals, pipe: tuple[int, int]) -> None:
     """The command has ended well by then, and so has init; but nobody can say any more that all else is dead."""
+    reader, writer = pipe
 
     def meanwhile() -> None:
         between = child_of(os.getpid())
         init = child_of(between)
         os.kill(between, signal.SIGSTOP)
+        os.write(writer, b"\n")
         stat = Path(f"/proc/{init}/stat")
         wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("Z"))
         os.kill(between, signal.SIGKILL)
 
-    assert namespace.run(shell("exit 0"), fresh_proc, signals, meanwhile=meanwhile) == 137
+    command = shell(f"read -r line <{to(reader)}", reader)
+    assert namespace.run(command, fresh_proc, signals, meanwhile=meanwhile) == 137
 
 
 def child_of(pid: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -306,9 +305,9 @@ def test_keep_by_age_and_by_count() -> None:
     state = State(generations("a", "b", "c", "d", "e"), ("e",), "e")
     assert collected(state, now=5 * DAY) == ["a", "b", "c", "d"]
     assert collected(state, Keep(days=2.5), now=5 * DAY) == ["a", "b"]
-    assert collected(state, Keep(count=2), now=5 * DAY) == ["a", "b", "c"]
-    assert collected(state, Keep(count=2, days=3.5), now=5 * DAY) == ["a"]
-    assert collected(state, Keep(count=9), now=5 * DAY) == []
+    assert collected(state, Keep(newest=2), now=5 * DAY) == ["a", "b", "c"]
+    assert collected(state, Keep(newest=2, days=3.5), now=5 * DAY) == ["a"]
+    assert collected(state, Keep(newest=9), now=5 * DAY) == []
 
 
 def test_nothing_is_garbage_while_slot_0_leads_nowhere() -> None:
@@ -358,7 +357,7 @@ def test_a_month_of_nightly_upgrades_without_a_reboot(count: int) -> None:
         assert sum(name.startswith("n") for name in slots) == 1
         state = State((*state.generations, new), slots, "running", pending=True)
         gone = set(collected(state))
-        state = replace(state, generations=tuple(each for each in state.generations if each.id not in gone))
+        state = state._replace(generations=tuple(each for each in state.generations if each.id not in gone))
         assert {"running", "old", new.id} <= {each.id for each in state.generations}
         assert len(state.generations) <= count
 
@@ -387,11 +386,11 @@ class Volume(RuleBasedStateMachine):
         return Generation(name, order=self.made, created=self.now, sealed=sealed, foreign=foreign)
 
     def add(self, generation: Generation) -> None:
-        self.state = replace(self.state, generations=(*self.state.generations, generation))
+        self.state = self.state._replace(generations=(*self.state.generations, generation))
 
     def mark(self, name: str | None, change: Callable[[Generation], Generation]) -> None:
         marked = (change(each) if each.id == name else each for each in self.state.generations)
-        self.state = replace(self.state, generations=tuple(marked))
+        self.state = self.state._replace(generations=tuple(marked))
 
     def pick(self, number: int) -> Generation:
         return self.state.generations[number % len(self.state.generations)]
@@ -399,7 +398,7 @@ class Volume(RuleBasedStateMachine):
     def switch(self, slots: tuple[str, ...], *, first: str) -> None:
         """What our own commands do to the pointer, and what must hold then."""
         pending = first != self.state.booted and self.state.booted is not None
-        self.state = replace(self.state, slots=slots, pending=pending)
+        self.state = self.state._replace(slots=slots, pending=pending)
         assert slots[0] == first
         assert len(slots) == self.count
         assert self.state.booted is None or self.state.booted in slots
@@ -413,7 +412,7 @@ class Volume(RuleBasedStateMachine):
     def install(self, offline: bool) -> None:
         first = self.make()
         self.add(first)
-        self.state = replace(self.state, slots=(first.id,) * self.count, booted=None if offline else first.id)
+        self.state = self.state._replace(slots=(first.id,) * self.count, booted=None if offline else first.id)
 
     @rule(wanted=st.sampled_from([None, None, None, "booted", "next", "some"]), number=st.integers(0, 50))
     def commit(self, wanted: str | None, number: int) -> None:
@@ -463,15 +462,15 @@ class Volume(RuleBasedStateMachine):
     def boot(self, slot: int) -> None:
         name = self.state.slots[slot % len(self.state.slots)]
         assume(self.state.find(name) is not None)
-        self.state = replace(self.state, booted=name, pending=False)
+        self.state = self.state._replace(booted=name, pending=False)
 
     @rule(good=st.booleans())
     def judge(self, good: bool) -> None:
-        self.mark(self.state.booted, lambda each: replace(each, good=good, failed=not good))
+        self.mark(self.state.booted, lambda each: each._replace(good=good, failed=not good))
 
     @rule(number=st.integers(0, 50), pinned=st.booleans())
     def pin(self, number: int, pinned: bool) -> None:
-        self.mark(self.pick(number).id, lambda each: replace(each, pinned=pinned))
+        self.mark(self.pick(number).id, lambda each: each._replace(pinned=pinned))
 
     @rule()
     def sysmut_opens(self) -> None:
@@ -482,15 +481,15 @@ class Volume(RuleBasedStateMachine):
         work = next((each for each in self.state.generations if not each.sealed), None)
         assume(work is not None)
         assert work is not None
-        self.mark(work.id, lambda each: replace(each, sealed=True))
+        self.mark(work.id, lambda each: each._replace(sealed=True))
         if switch:
-            self.state = replace(self.state, slots=(work.id, *self.state.slots[:-1]), pending=False)
+            self.state = self.state._replace(slots=(work.id, *self.state.slots[:-1]), pending=False)
 
     @rule(slot=st.integers(0, 5))
     def a_slot_breaks(self, slot: int) -> None:
         slots = list(self.state.slots)
         slots[slot % len(slots)] = ""
-        self.state = replace(self.state, slots=tuple(slots), pending=self.state.pending and slots[0] != "")
+        self.state = self.state._replace(slots=tuple(slots), pending=self.state.pending and slots[0] != "")
 
     @rule(count=st.integers(MIN_SLOTS, 6))
     def configure(self, count: int) -> None:
@@ -501,7 +500,7 @@ class Volume(RuleBasedStateMachine):
         self.now += days * DAY
 
     @rule(
-        keep=st.builds(Keep, count=st.integers(0, 3), days=st.sampled_from([0, 0, 0.5, 7])),
+        keep=st.builds(Keep, newest=st.integers(0, 3), days=st.sampled_from([0, 0, 0.5, 7])),
         mounted=st.frozensets(st.integers(0, 50), max_size=2),
         at_work=st.frozensets(st.integers(0, 50), max_size=1),
     )
@@ -521,7 +520,7 @@ class Volume(RuleBasedStateMachine):
             elif keep == Keep() and state.find(state.next) and each.sealed and not each.foreign:
                 assert each.pinned or each.id in reachable
         left = tuple(each for each in state.generations if each.id not in victims)
-        self.state = replace(state, generations=left)
+        self.state = state._replace(generations=left)
         # Once more finds nothing, but for what a clock that went back had made look young as long as the older one was
         # there that proved the clock wrong.
         for victim in garbage(self.state, keep, mounted=held, at_work=busy, now=now):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,7 +163,7 @@ def test_read_slots_is_read_state_on_the_slots(place: Place) -> None:
         place.point(*slots, name="-".join(("links", *slots)))
         whole, part = read_state(place.volume), read_slots(place.volume)
         wanted = {*slots, "one"}
-        assert replace(whole, generations=()) == replace(part, generations=())
+        assert whole._replace(generations=()) == part._replace(generations=())
         assert {each.id for each in part.generations} == {each.id for each in whole.generations} & wanted
         assert all(whole.find(each.id) == each for each in part.generations)
 
@@ -176,7 +175,7 @@ def test_read_again_reads_what_it_is_told_to(place: Place) -> None:
         (place.top / "snapshots" / name / "pinned").touch()
     place.generation("four")
     place.point("four", "one", name="second")
-    assert read_again(place.volume, known, ()) == replace(known, slots=("", "one"), links="second")
+    assert read_again(place.volume, known, ()) == known._replace(slots=("", "one"), links="second")
     found = read_again(place.volume, known, ("four", "three", "three", "gone"))
     now = read_state(place.volume)
     assert found.slots == ("four", "one")

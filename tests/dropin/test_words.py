@@ -115,8 +115,15 @@ SET = {"LD_LIBRARY_PATH": "/nowhere", "LD_BIND_NOW": "1", "TMPDIR": "/nowhere", 
 
 
 def comparable(answer: Told) -> list[str]:
-    """Without what a change is not to see."""
-    return [line for line in answer.lines if not line.startswith(("env=LD_", "env=TMPDIR=", "env=SHLVL="))]
+    """Without what a change is not to see.
+
+    Signals 32 and 33 are the C library's own: its posix_spawn(3) leaves them ignored, and no program can use them.
+    """
+    lines = [line for line in answer.lines if not line.startswith(("env=LD_", "env=TMPDIR=", "env=SHLVL="))]
+    ignored = [number for number, line in enumerate(lines) if line.startswith("SigIgn:")]
+    for number in ignored:
+        lines[number] = f"SigIgn: {int(lines[number].split()[1], 16) & ~(0b11 << 31):x}"
+    return lines
 
 
 @pytest.fixture(scope="module")
