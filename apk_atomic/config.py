@@ -97,6 +97,8 @@ def load(data: bytes, name: str) -> Config:
 
     Raises UsageError with every mistake in it, one per line as `file: table.key: problem`.
     """
+    if _sets_nothing(data):
+        return Config()
     from apk_atomic.config_schema import read  # who only needs the defaults does without
 
     tables, mistakes = read(_parse(data, name))
@@ -111,6 +113,18 @@ def load(data: bytes, name: str) -> Config:
         queries=Queries(**tables["queries"]),
         auto=Auto(**tables["auto"]),
     )
+
+
+def _sets_nothing(data: bytes) -> bool:
+    """Whether there are only comments and empty tables, as in the file that is installed: then tomli is not needed."""
+    try:
+        lines = [line for each in data[: LIMIT + 1].decode().split("\n") if (line := each.strip(" \t"))]
+    except UnicodeDecodeError:
+        return False
+    if len(data) > LIMIT or not all(line.replace("\t", "").isprintable() for line in lines):
+        return False
+    tables = [line for line in lines if not line.startswith("#")]
+    return len({*tables} & {f"[{name}]" for name in Config._fields}) == len(tables)
 
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:

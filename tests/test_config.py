@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
 from pathlib import Path
 from subprocess import run
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apk_atomic import config, config_schema
 from apk_atomic.config import LIMIT, Chroot, Config, Generations, Volume, load
 from apk_atomic.config_schema import TABLES
 from apk_atomic.errors import UsageError
@@ -33,12 +36,43 @@ def test_empty_file_means_defaults() -> None:
     assert load(b"", "F") == Config()
 
 
-def test_shipped_file_shows_the_defaults() -> None:
-    assert load(SHIPPED.read_bytes(), "F") == Config()
+def with_every_key(shipped: str) -> str:
+    """The file that is installed, as if the user had taken away each `#` in front of a setting."""
+    return re.sub(r"^#(?=[a-z_]+ = )", "", shipped, flags=re.MULTILINE)
+
+
+def test_shipped_file_sets_nothing_and_shows_the_defaults() -> None:
+    shipped = SHIPPED.read_text()
+    assert all(keys == {} for keys in tomllib.loads(shipped).values())
+    assert load(shipped.encode(), "F") == load(with_every_key(shipped).encode(), "F") == Config()
+
+
+@pytest.mark.parametrize("line", [
+    "[volume]", " [volume]\t", "# ü\t…", "", "[volumes]", "[volume] # x", "[auto.reboot]", "x", "slots = 4", "[[auto]]",
+    "[volume]\n[volume]", "# \x00", "# \x7f", "\r", "# x\r", "#\x0bx = 1", "# \u2028", "[\"volume\"]", "\ufeff[volume]",
+])  # fmt: skip
+def test_a_file_that_sets_nothing_is_read_as_any_other(line: str) -> None:
+    """The way without tomli never accepts what tomli and the schema would refuse."""
+    text = f"# first\n{line}\n\n[auto]\n"
+    quick = config._sets_nothing(text.encode())
+    try:
+        tables, wrong = config_schema.read(tomllib.loads(text))
+    except tomllib.TOMLDecodeError:
+        assert not quick
+        return
+    assert not quick or (not wrong and not any(tables.values()))
+    if not wrong:
+        load(text.encode(), "F")
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_set_nothing_that_are_no_toml(data: bytes) -> None:
+    if config._sets_nothing(b"[auto]\n# " + data):
+        assert set(tomllib.loads((b"[auto]\n# " + data).decode())) <= set(Config._fields)
 
 
 def test_shipped_file_has_every_key_once_with_a_comment() -> None:
-    table, seen, lines = "", [], SHIPPED.read_text().splitlines()
+    table, seen, lines = "", [], with_every_key(SHIPPED.read_text()).splitlines()
     for above, line in zip(["", *lines], lines, strict=False):
         if line.startswith("["):
             table = line.strip("[]")
