@@ -103,10 +103,10 @@ def perform(work: Work, request: Request) -> Done:
     except NotDurable:
         raise
     except OSError as error:
-        discarding.discard(work, _record_of_failed(name, base.id, request), keep=request.keep_failed)
+        _discard(work, name, base.id, request)
         raise refusal(error) from error
     except BaseException:
-        discarding.discard(work, _record_of_failed(name, base.id, request), keep=request.keep_failed)
+        _discard(work, name, base.id, request)
         raise
     return _afterwards(work, name, before, ahead.state(), result)
 
@@ -273,6 +273,11 @@ def _lay_out(work: Work, root: Staged, state: State, base: Base, record: Record)
     recording.write_record(work, record)
     slots = slots_after_commit(state, root.id, base.id, work.config.generations.slots)
     pointer.lay_out(work.volume, root.id, slots)
+
+
+def _discard(work: Work, name: str, base: str, request: Request) -> None:
+    kept = partial(_record_of_failed, name, base, request) if request.keep_failed else None
+    discarding.discard(work, name, base, kept)
 
 
 def _record_of_failed(name: str, base: str, request: Request) -> Record:
