@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pexpect
 
@@ -24,11 +25,18 @@ TIMEOUT = 300.0  # of a busy machine: one that is not needs a tenth
 FIRMWARE = Path("/usr/share/OVMF")
 # How the last lines of rEFInd's text screens and of GRUB's end, and what keys send over a serial line.
 MENU_IS_DRAWN, SUBMENU_IS_DRAWN, GRUB_IS_DRAWN = "for more options", "return to main menu", "executed automatically in"
+# The kernel patches itself while it boots, by way of this trap. QEMU without the host's help was seen to run into it
+# when it was gone, from what had been translated before: then the kernel panics, and nothing on the disk has changed.
+STALE_INSTRUCTION = "Oops: int3"
 SUBMENU, DOWN, ENTER = "\t", "\x1b[B", "\r"
 
 
 class NoBoot(Exception):
-    """The machine did not come up; the text says what it had said last."""
+    """The machine did not come up; the text says what it had said last. `emulated`: a real one would not fail so."""
+
+    def __init__(self, text: str, *, emulated: bool) -> None:
+        super().__init__(text)
+        self.emulated = emulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +130,29 @@ class Machine:
     def booted(self, choice: Entry | GrubEntry | None = None) -> Iterator[System]:
         """Switch on, choose from the boot menu, or touch nothing, and wait for the console. NoBoot if that fails."""
         with open(self._log, "ab") as log:
-            line = pexpect.spawn("qemu-system-x86_64", self._arguments(), timeout=TIMEOUT, logfile=log, echo=False)
-            line.delaybeforesend = None
+            line, system = self._start(log, choice)
             try:
-                yield _start(line, choice)
+                yield system
             finally:
                 line.close(force=True)
+
+    def _start(self, log: BinaryIO, choice: Entry | GrubEntry | None) -> tuple[pexpect.spawn, System]:
+        for _ in range(2):
+            try:
+                return self._start_once(log, choice)
+            except NoBoot as failure:
+                if not failure.emulated:
+                    raise
+        return self._start_once(log, choice)
+
+    def _start_once(self, log: BinaryIO, choice: Entry | GrubEntry | None) -> tuple[pexpect.spawn, System]:
+        line = pexpect.spawn("qemu-system-x86_64", self._arguments(), timeout=TIMEOUT, logfile=log, echo=False)
+        line.delaybeforesend = None
+        try:
+            return line, _start(line, choice)
+        except BaseException:
+            line.close(force=True)
+            raise
 
     def _arguments(self) -> list[str]:
         drives = {
@@ -149,7 +174,8 @@ def _start(line: pexpect.spawn, choice: Entry | GrubEntry | None) -> System:
             choice.choose(line)
         return System(line)
     except (pexpect.EOF, pexpect.TIMEOUT) as error:
-        raise NoBoot((line.before or b"").decode(errors="replace")[-4000:]) from error
+        said = (line.before or b"").decode(errors="replace")
+        raise NoBoot(said[-4000:], emulated=STALE_INSTRUCTION in said) from error
 
 
 def _text(word: bytes) -> str:
