@@ -139,7 +139,7 @@ def _put_in(
     """What of the `foreign` ones is replaced is kept first."""
     boots = program not in foreign and esp.read(f"{directory}/{program}") is not None
     kept = {f"{directory}/{name}": _keep(esp, f"{directory}/{name}") for name in foreign}
-    _mark(esp, directory, pairs)
+    _mark(esp, directory, pairs, foreign)
     written = [f"{directory}/{name}" for name, data in _ordered(program, pairs, boots=boots)
                if _replace(esp, f"{directory}/{name}", data)]  # fmt: skip
     said = tuple(f"{path} was not as apk-atomic has it; it is kept as {copy}" for path, copy in kept.items())
@@ -173,12 +173,12 @@ def _keep(esp: Esp, path: str) -> str:
     return copy
 
 
-def _mark(esp: Esp, directory: str, pairs: list[tuple[str, bytes]]) -> None:
-    """Before the files: what is there now and what will be both count as ours, whichever a power cut leaves. Of other
-    files, those of another loader of ours, what is known stays."""
+def _mark(esp: Esp, directory: str, pairs: list[tuple[str, bytes]], foreign: Sequence[str]) -> None:
+    """Before the files: what is there now and what will be both count as ours, whichever a power cut leaves, but for
+    the `foreign` ones that are there, which may come back. Of files of another loader of ours what is known stays."""
     names = {name for name, _ in pairs}
     lines = [line for line in _marks(esp, directory) if "  " in line and line.partition("  ")[2] not in names]
-    there = ((name, esp.read(f"{directory}/{name}")) for name, _ in pairs)
+    there = ((name, esp.read(f"{directory}/{name}")) for name, _ in pairs if name not in foreign)
     lines += [_line(name, data) for name, data in there if data is not None]
     lines += [_line(name, data) for name, data in pairs]
     text = "\n".join(("Files here that apk-atomic boot-config may replace:", *dict.fromkeys(lines), ""))

@@ -192,6 +192,9 @@ def test_the_fallback_path_is_taken_over(volume: Volume, esp: Path) -> None:
     assert state(volume)["paths"] == ["boot/vmlinuz-lts", "boot/initramfs-lts"]
     ours(guest, "del", "linux-virt")
     assert "kept" not in ours(guest, *INSTALL, "--fallback", "--append", "quiet")  # it is ours from then on
+    (esp / FALLBACK).write_text(theirs[FALLBACK])  # as the manual says: to give it back its place, copy it there
+    assert "is not ours and was left alone" in ours(guest, *INSTALL)
+    assert (esp / FALLBACK).read_text() == theirs[FALLBACK]
 
 
 def test_a_menu_that_could_not_boot_what_it_names_is_refused(volume: Volume, esp: Path) -> None:
