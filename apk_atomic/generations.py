@@ -65,25 +65,29 @@ def hold(top: int, name: str) -> int:
     raise files.error(errno.ENOENT, f"snapshots/{name}")
 
 
-def claim(snapshots: int, name: str) -> int | None:
+def claim(snapshots: int, name: str, *, good: bool = False) -> int | None:
     """For who collects generation NAME: a descriptor that holds others off; None where a mark or a reader keeps it, as
-    of now, or there is none."""
+    of now, or there is none. `good`: that it is so marked was known when it was chosen."""
     try:
         directory = files.open_entry(snapshots, name, _DIRECTORY)
     except FileNotFoundError:
         return None
+    claimed = False
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        beside = os.listdir(directory)
+        if _is_unkept(directory, good=good):  # who reads one that stays is not to be held off
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claimed = _is_unkept(directory, good=good)
     except BlockingIOError:
-        beside = []
-    except BaseException:
-        os.close(directory)
-        raise
-    if "@" in beside and "good" not in beside and "pinned" not in beside:
-        return directory
-    os.close(directory)
-    return None
+        claimed = False
+    finally:
+        if not claimed:
+            os.close(directory)
+    return directory if claimed else None
+
+
+def _is_unkept(directory: int, *, good: bool) -> bool:
+    beside = os.listdir(directory)
+    return "@" in beside and "pinned" not in beside and (good or "good" not in beside)
 
 
 def _read_in(directory: int, name: str, *, records: bool) -> Generation | None:

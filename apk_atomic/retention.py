@@ -43,11 +43,12 @@ class Keep(NamedTuple):
 
 
 class Victim(NamedTuple):
-    """A generation to collect, and why; `unsealed`: somebody's unfinished work, to be named."""
+    """A generation to collect, and why; `unsealed`: somebody's unfinished work, to be named. `good`: as it was then."""
 
     id: str
     reason: str
     unsealed: bool = False
+    good: bool = False
 
 
 # Base
@@ -278,8 +279,8 @@ def garbage(
 
 def _victim(generation: Generation) -> Victim:
     if not generation.sealed:
-        return Victim(generation.id, "never sealed, and older than a day", unsealed=True)
-    return Victim(generation.id, "marked as failed" if generation.failed else "in no slot")
+        return Victim(generation.id, "never sealed, and older than a day", unsealed=True, good=generation.good)
+    return Victim(generation.id, "marked as failed" if generation.failed else "in no slot", good=generation.good)
 
 
 def _births(oldest_first: list[Generation], now: float) -> dict[str, float]:

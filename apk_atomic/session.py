@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from apk_atomic import files, generations, journal, mounts, volume
+from apk_atomic import btrfs, files, generations, journal, mounts, volume
 from apk_atomic.config import Config
 from apk_atomic.console import Console
 from apk_atomic.errors import AtomicError, CheckFailed, plain, refusal
@@ -191,7 +191,7 @@ def _claimed(places: Places, victims: tuple[Victim, ...]) -> Iterator[tuple[Vict
     with ExitStack() as stack:
         found = []
         for victim in victims:
-            fd = generations.claim(places.snapshots, victim.id)
+            fd = generations.claim(places.snapshots, victim.id, good=victim.good)
             if fd is not None:
                 stack.callback(os.close, fd)
                 found.append(victim)
@@ -228,7 +228,7 @@ def stale_links(opened: Volume, now: float) -> tuple[str, ...]:
 
 def rootless(opened: Volume, now: float) -> tuple[str, ...]:
     """Directories in snapshots/ that bear the name of a generation, and hold no root for more than a day: what is left
-    of a collection that was interrupted, or of one by hand."""
+    of a collection that was interrupted, or of one by hand. What is pinned, or holds any subvolume, is somebody's."""
     snapshots = files.open_beneath(opened.top, journal.SNAPSHOTS, os.O_RDONLY | os.O_DIRECTORY)
     try:
         names = [name for name in sorted(os.listdir(snapshots)) if is_own_id(name)]
@@ -241,11 +241,12 @@ def _is_rootless(snapshots: int, name: str, now: float) -> bool:
     found = os.stat(name, dir_fd=snapshots, follow_symlinks=False)
     if not stat.S_ISDIR(found.st_mode) or now - found.st_mtime <= _DAY:
         return False
+    directory = files.open_entry(snapshots, name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.stat(f"{name}/@", dir_fd=snapshots, follow_symlinks=False)
-    except FileNotFoundError:
-        return True
-    return False
+        beside = os.listdir(directory)
+        return not {"@", "pinned"} & {*beside} and not any(btrfs.is_subvolume(directory, each) for each in beside)
+    finally:
+        os.close(directory)
 
 
 def collect_left_over(work: Work, links: tuple[str, ...], rootless: tuple[str, ...] = ()) -> None:

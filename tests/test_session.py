@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apk_atomic import config, faults, journal, locate, lock, mounts, pointer, session
+from apk_atomic import config, faults, generations, journal, locate, lock, mounts, pointer, session
 from apk_atomic.config import Config
 from apk_atomic.console import Console
 from apk_atomic.errors import CheckFailed, Locked
@@ -77,6 +77,38 @@ def test_a_mark_that_was_set_meanwhile_counts(place: Place) -> None:
         (place.top / "snapshots/one/pinned").touch()
         assert [victim.id for victim in session.collect(work, victims).gone] == ["four"]
     assert [each.id for each in read_state(place.volume).generations] == ["one", "three", "two"]
+
+
+def test_one_that_was_good_all_along_goes_where_a_newer_one_is(place: Place) -> None:
+    """What is good, in no slot and not the newest good one, is a victim; one that became good meanwhile is none."""
+    for name in ("four", "five"):
+        ours(place, name)
+    for name in ("one", "two", "four"):
+        (place.top / "snapshots" / name / "good").touch()
+    with engine.working(place.volume) as work:
+        victims = session.plan_garbage(place.volume, Config(), read_state(place.volume), time.time() + 10)
+        assert [victim.id for victim in victims] == ["one", "five"]
+        (place.top / "snapshots/five/good").touch()
+        assert [victim.id for victim in session.collect(work, victims).gone] == ["one"]
+    assert [each.id for each in read_state(place.volume).generations] == ["five", "four", "three", "two"]
+
+
+def test_who_reads_one_that_stays_is_not_held_off(place: Place) -> None:
+    (place.top / "snapshots/one/pinned").touch()
+    snapshots = os.open(place.top / "snapshots", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        holder = generations.hold(place.volume.top, "one")
+        assert generations.claim(snapshots, "one") is None
+        os.close(holder)
+        (place.top / "snapshots/one/pinned").unlink()
+        claimed = generations.claim(snapshots, "one")
+        assert claimed is not None
+        with pytest.raises(FileNotFoundError):
+            generations.hold(place.volume.top, "one")
+        os.close(claimed)
+        os.close(generations.hold(place.volume.top, "one"))
+    finally:
+        os.close(snapshots)
 
 
 def test_marks_save_a_generation(place: Place) -> None:
@@ -196,11 +228,16 @@ def test_links_directories(place: Place) -> None:
 
 def test_directories_without_a_root(place: Place) -> None:
     """Of a day ago, and with the name of a generation: others are somebody's, and whoever makes one makes it first."""
-    names = ("20240102030405abcdefgh", "20240102030406abcdefgh", YOUNG, "notes")
+    names = (
+        "20240102030405abcdefgh", "20240102030406abcdefgh", YOUNG, "notes", "20240102030407abcdefgh",
+        "20240102030408abcdefgh",
+    )  # fmt: skip
     for name in names:
         (place.top / "snapshots" / name).mkdir()
         (place.top / "snapshots" / name / "generation.json").touch()
     (place.top / "snapshots/20240102030406abcdefgh/@").symlink_to("../one/@")
+    (place.top / "snapshots/20240102030407abcdefgh/pinned").touch()
+    btrfsctl.create_subvolume(place.top / "snapshots/20240102030408abcdefgh/@db")
     long_ago = time.time() - 2 * DAY
     for name in os.listdir(place.top / "snapshots"):
         if name != YOUNG:
