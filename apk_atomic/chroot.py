@@ -144,7 +144,7 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in caller.items()
-        if not name.startswith(_DROPPED) and name not in ("TMPDIR", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", VARIABLE)
+        if not name.startswith(_DROPPED) and name not in ("", "TMPDIR", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR", VARIABLE)
     }
 
 

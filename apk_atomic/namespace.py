@@ -207,7 +207,9 @@ def _init(command: Command, enter: Callable[[], None], signals: Signals, pipes: 
         enter()
         _close(_open_descriptors() - {0, 1, 2, control, report, children, command.output, *command.keep_fds})
         drop_capabilities(sealed=command.sealed)
-        _reap(_start(command, signals), control, report, children)
+        child = _start(command, signals)
+        os.chdir("/")  # no mount of the root is kept busy by us
+        _reap(child, control, report, children)
     except NotExecuted as error:
         _say(report, f"N {error.status} {error}")
     except AtomicError as error:
@@ -286,6 +288,8 @@ def _start(command: Command, signals: Signals) -> int:
                 program, command.argv, command.environment, file_actions=streams,
                 setsigmask=signals.mask, setsigdef=signals.CHANGED,
             )  # fmt: skip
+        except ValueError as error:  # a NUL, or a variable without a name
+            raise NotExecuted(126, f"cannot execute {command.program}: {error}; nothing was changed") from error
         except OSError as error:
             # as a shell has it: of a name in PATH, what is there and cannot be executed explains more
             failure = failure if error.errno in _ABSENT and failure.errno not in _ABSENT else error
@@ -307,7 +311,7 @@ def _candidates(command: Command) -> list[str]:
     """The paths that execvpe(3) tries."""
     if "/" in command.program:
         return [command.program]
-    return [f"{directory}/{command.program}" for directory in os.get_exec_path(command.environment)]
+    return [os.path.join(directory, command.program) for directory in os.get_exec_path(command.environment)]
 
 
 def change_directory(path: str) -> None:

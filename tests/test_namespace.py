@@ -139,6 +139,38 @@ def test_a_root_that_cannot_be_made(signals: Signals, failure: Exception, messag
         namespace.run(shell("exit 0"), raising(failure), signals)
 
 
+def test_no_mount_is_kept_busy(signals: Signals, tmp_path: Path) -> None:
+    """The command begins in the caller's directory, and may leave it and unmount it."""
+    mounts.mount("tmpfs", str(tmp_path), "tmpfs")
+    (tmp_path / "inner").mkdir()
+    script = f"""
+        [ $PWD = {tmp_path}/inner ] || exit 1; cd /
+        for i in 1 2 3 4 5 6 7 8 9; do umount {tmp_path} && exit 0; sleep 0.1; done; exit 2
+    """
+    command = shell(script)._replace(directory=f"{tmp_path}/inner")
+    assert namespace.run(command, fresh_proc, signals) == 0
+
+
+def test_a_name_is_looked_for_as_a_shell_does(signals: Signals, tmp_path: Path) -> None:
+    """An empty part of PATH is the directory; what cannot be executed there counts only where nothing can."""
+    for directory, mode in (("here", 0o755), ("barred", 0o644)):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "tool").write_text("#!/bin/sh\nexit 7\n")
+        (tmp_path / directory / "tool").chmod(mode)
+    for path, expected in ((":/nowhere", 7), (f"/nowhere:{tmp_path}/barred:{tmp_path}/here", 7)):
+        command = Command("tool", ("tool",), {"PATH": path}, directory=str(tmp_path / "here"))
+        assert namespace.run(command, fresh_proc, signals) == expected
+    for path, status in ((f"{tmp_path}/barred:/nowhere", 126), ("/nowhere:/etc/hostname", 127)):
+        with pytest.raises(NotExecuted) as refusal:
+            namespace.run(Command("tool", ("tool",), {"PATH": path}), fresh_proc, signals)
+        assert refusal.value.status == status
+
+
+def test_an_environment_that_is_none(signals: Signals) -> None:
+    with pytest.raises(NotExecuted, match="nothing was changed"):
+        namespace.run(Command("/bin/sh", ("sh",), {"": "x"}), fresh_proc, signals)
+
+
 @pytest.mark.parametrize(("path", "where"), [("/run/apk-atomic/root", "df /run"), ("/dev/loop0", "apk-atomic gc")])
 def test_no_space_for_a_root(signals: Signals, path: str, where: str) -> None:
     failure = OSError(errno.ENOSPC, "No space left on device", path)
