@@ -38,15 +38,18 @@ def change(line: Line, output: int | None = None) -> Callable[[Staged], None]:
 
 
 def _require_own_database(root: Staged) -> None:
-    """Raises CheckFailed where a link takes what apk keeps to a common: it would be changed for all generations."""
-    for name in (installed.DATABASE, installed.WORLD):
+    """Raises CheckFailed where what apk keeps is in a common: it would be changed for all generations.
+
+    Its directories count: a file that is a link apk replaces by a file.
+    """
+    for name in map(os.path.dirname, (installed.DATABASE, installed.WORLD)):
         place = lookup.follow(name, partial(lookup.link_target, root.root))
         for common in root.commons:
-            if place is not None and f"/{place}".startswith(f"{common.point}/"):
+            if place is not None and f"/{place}/".startswith(f"{common.point}/"):
                 raise CheckFailed(
-                    f"/{name} is at /{place}, in {common.subvolume.lstrip('/')}, which all generations share; "
+                    f"/{name} is /{place}, in {common.subvolume.lstrip('/')}, which all generations share; "
                     "nothing was changed",
-                    hint=f"apk-atomic shell; in it, move it back to /{os.path.dirname(name)}",
+                    hint=f"it has to be a directory of the root: apk-atomic shell, and put it at /{name}",
                 )
 
 

@@ -32,7 +32,7 @@ def discard(work: Work, name: str, base: str, kept: Callable[[], Record] | None 
         work.console.warn(f"{what}; the next transaction will do it")
     try:
         hooks.around(work, "post-discard.d", name, base, "")
-    except (OSError, AtomicError) as failure:
+    except (OSError, AtomicError, ImportError) as failure:
         work.console.warn(f"after the discard: {plain(failure)}")
 
 

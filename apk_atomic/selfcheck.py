@@ -32,9 +32,18 @@ def lacking(root: int) -> str:
     interpreter = _first_line(root, program).removeprefix("#!").split()[:1]
     if not interpreter or not lookup.is_file(root, interpreter[0]):
         return interpreter[0] if interpreter else f"/{program}"
-    libraries = [f"{place}/{name}" for place in _LIBRARIES for name in lookup.names(root, place) if "python3" in name]
-    found = (f"{library}/{packages}/apk_atomic/cli.py" for library in libraries for packages in _PACKAGES)
-    return "" if any(lookup.is_file(root, path) for path in found) else "the Python package apk_atomic"
+    version = _version(root, interpreter[0])
+    found = (f"{place}/{version}/{packages}/apk_atomic/cli.py" for place in _LIBRARIES for packages in _PACKAGES)
+    return "" if any(lookup.is_file(root, path) for path in found) else f"the package apk_atomic of {version}"
+
+
+def _version(root: int, interpreter: str) -> str:
+    """`python3.12`, by the name that the interpreter has in the end; where that says nothing, by the only library."""
+    name = os.path.basename(lookup.real_path(root, interpreter) or "")
+    if name.startswith("python3."):
+        return name
+    libraries = [each for place in _LIBRARIES for each in lookup.names(root, place) if each.startswith("python3.")]
+    return max(libraries, default="python3")
 
 
 def require(root: Staged) -> None:

@@ -32,7 +32,7 @@ from apk_atomic import (
 )
 from apk_atomic.changed import Changed
 from apk_atomic.databases import Databases
-from apk_atomic.errors import AtomicError, NotDurable, refusal
+from apk_atomic.errors import AtomicError, NotDurable, plain, refusal
 from apk_atomic.faults import point
 from apk_atomic.model import Kind, PackageChanges, Record, State
 from apk_atomic.names import iso_utc, redact_argv
@@ -213,7 +213,10 @@ def _run_change(root: Staged, request: Request) -> None:
         with superblock.kept_writable(root.work):
             request.change(root)
     except AtomicError:
-        _name_altered(root)
+        try:
+            _name_altered(root)
+        except OSError as error:
+            root.work.console.warn(f"what it changed in the commons is not known: {plain(error)}")
         raise
 
 
