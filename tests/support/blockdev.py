@@ -23,6 +23,7 @@ LO_FLAGS_AUTOCLEAR = 4
 BTRFS_IOC_FORGET_DEV = 0x50009405
 ATTACH_ATTEMPTS = 50
 RELEASE_SECONDS = 10.0
+BUSY_SECONDS = 1.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,12 +38,21 @@ def mount_btrfs(device: str, target: Path, options: str = "", flags: int = MS_NO
 
 
 def unmount(target: Path) -> None:
-    """umount2(2). Something that is still in use is unmounted lazily, and reported all the same (EBUSY)."""
-    try:
-        _check(_libc.umount2(os.fsencode(target), 0), target)
-    except OSError:
-        _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
-        raise
+    """umount2(2). Something that is still in use is unmounted lazily, and reported all the same (EBUSY).
+
+    In use for a moment is what a child has that another thread is just starting: until it executes something it has
+    every descriptor of ours.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _check(_libc.umount2(os.fsencode(target), 0), target)
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
+            raise
 
 
 def _check(result: int, target: Path) -> None:
