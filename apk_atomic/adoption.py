@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from apk_atomic import fstab, oldcommons, oldfstab
 from apk_atomic.bootmenu import Loader
-from apk_atomic.oldcommons import is_below
+from apk_atomic.names import is_below
 from apk_atomic.oldfstab import SWAP_COMMON, Separate
 
 LAYOUT = ("commons", "current", "fstab", "links", "next", "snapshots", "staging", "state")
@@ -157,7 +157,7 @@ def _without_kept_swap(old: OldSystem) -> OldSystem:
     """Swap files of file systems and subvolumes that stay mounted as they are go on being used."""
     points = oldcommons.kept_points(old.fstab) - {"/", "/boot"}
     moving = {
-        path: size for path, size in old.swap_files.items() if not any(is_below(path, point) for point in points)
+        path: size for path, size in old.swap_files.items() if not is_below(path, *points)
     }
     return replace(old, swap_files=moving, swapping=old.swapping & frozenset(moving))
 
@@ -254,7 +254,7 @@ def _warnings(old: OldSystem, converted: oldfstab.Converted) -> Iterator[str]:
         yield f"left out of the new command line: {' '.join(once)}; --append says what it has"
     yield from oldcommons.hidden_mounts(converted.commons, converted.text, old.mounted)
     points = [fstab.mountpoint(name) for name in converted.commons]
-    sealed = [name for name in old.state_directories if not any(is_below(f"/{name}", point) for point in points)]
+    sealed = [name for name in old.state_directories if not is_below(f"/{name}", *points)]
     if sealed:
         shown = ", ".join(f"/{name}" for name in sealed)
         example = oldfstab.common_of(f"/{sealed[0]}")
@@ -269,7 +269,7 @@ def _nested(old: OldSystem, converted: oldfstab.Converted) -> Iterator[Nested]:
     for path in old.nested:
         if any(is_below(each, f"{base}/{path}") for each in used):
             yield Nested(path, "mounted")
-        elif path not in old.sealed and any(is_below(f"/{path}", point) for point in points):
+        elif path not in old.sealed and is_below(f"/{path}", *points):
             yield Nested(path, "copied")
         else:
             yield Nested(path, "left")

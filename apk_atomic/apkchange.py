@@ -10,6 +10,7 @@ from apk_atomic import apkline, cmdline, installed, lookup
 from apk_atomic.cmdline import Line
 from apk_atomic.databases import Databases
 from apk_atomic.errors import ChangeFailed, CheckFailed
+from apk_atomic.names import is_below
 from apk_atomic.staged import Staged
 from apk_atomic.verdict import Evidence, is_explicable, judge
 
@@ -45,7 +46,7 @@ def _require_own_database(root: Staged) -> None:
     for name in map(os.path.dirname, (installed.DATABASE, installed.WORLD)):
         place = lookup.follow(name, partial(lookup.link_target, root.root))
         for common in root.commons:
-            if place is not None and f"/{place}/".startswith(f"{common.point}/"):
+            if place is not None and is_below(f"/{place}", common.point):
                 raise CheckFailed(
                     f"/{name} is /{place}, in {common.subvolume.lstrip('/')}, which all generations share; "
                     "nothing was changed",

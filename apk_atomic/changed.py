@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from apk_atomic import btrfs, btrfs_trees, files, lookup
 from apk_atomic.btrfs_trees import ChangedInode
+from apk_atomic.names import is_below
 
 _PREFIXES_IGNORED = ("var/cache/apk", "var/log/apk.log")
 _PREFIXES_COMPARED = ("lib/apk/db", "usr/lib/apk/db", "etc/apk", "etc/resolv.conf")
@@ -74,7 +75,7 @@ def _compare(part: Part, rendered_fstab: bytes) -> Changed:
         if inode.is_dir:
             removed += _lost_names(part, names)
         relevant = relevant or any(_matters(part, inode, name, rendered_fstab) for name in names)
-    relevant = relevant or any(not _is_below(name, _PREFIXES_IGNORED) for name in removed)
+    relevant = relevant or any(not is_below(name, *_PREFIXES_IGNORED) for name in removed)
     return Changed(tuple(paths), tuple(removed), relevant)
 
 
@@ -92,19 +93,16 @@ def _lost_names(part: Part, names: list[str]) -> list[str]:
 
 def _matters(part: Part, inode: ChangedInode, name: str, rendered_fstab: bytes) -> bool:
     place = part.full(name)
-    if _is_below(place, _PREFIXES_IGNORED):
+    if is_below(place, *_PREFIXES_IGNORED):
         return False
     if inode.is_dir:
         return not _same_directory(part, name)
     if place == _FSTAB:
         return not _is_fstab_of_ours(part, inode, name, rendered_fstab)
-    if _is_below(place, _PREFIXES_COMPARED) and stat.S_ISREG(inode.mode):
+    if is_below(place, *_PREFIXES_COMPARED) and stat.S_ISREG(inode.mode):
         return not _same_file(part, name)
     return True
 
-
-def _is_below(name: str, prefixes: tuple[str, ...]) -> bool:
-    return any(name == prefix or name.startswith(prefix + "/") for prefix in prefixes)
 
 
 def _is_fstab_of_ours(part: Part, inode: ChangedInode, name: str, rendered: bytes) -> bool:
@@ -127,7 +125,7 @@ def _judged_names(part: Part, root: int, name: str) -> set[str]:
     """The entries of a directory but those whose coming is no change: our fstab, the cache, the log, the lock."""
     paths = {part.full(f"{name}/{entry}") for entry in files.list_names(root, name)}
     ignored = (*_PREFIXES_IGNORED, _FSTAB)
-    return {path for path in paths if not _is_below(path, ignored) and not path.endswith(_LOCK)}
+    return {path for path in paths if not is_below(path, *ignored) and not path.endswith(_LOCK)}
 
 
 def _same_file(part: Part, name: str) -> bool:

@@ -10,6 +10,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic import initramfs, kernel, lookup
+from apk_atomic.names import is_below
 from apk_atomic.proof_images import modules_in
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def younger_input(change: Change, generator: Generator, output: str) -> str:
         inputs += [kernel.DECLARED, kernel.MODULES]
     tops = tuple(lookup.merged(path) for path in inputs)
     for name, paths in change.changed.items():
-        if made is not None and any(name == top or name.startswith(top + "/") for top in tops):
+        if made is not None and is_below(name, *tops):
             for path in paths:
                 found = lookup.status(change.staged, path)
                 if found is not None and stat.S_ISREG(found.st_mode) and found.st_ctime_ns > made.st_ctime_ns:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from apk_atomic.errors import Refused
+from apk_atomic.names import is_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -230,7 +231,7 @@ def points_in_root(entries: Iterable[Entry]) -> tuple[str, ...]:
 def _is_covered(point: str, points: set[str]) -> bool:
     """Whether another mount lies above `point`: then it need not exist in the root itself."""
     above = (points | set(_MADE_AT_BOOT)) - {point}
-    return any(point.startswith(f"{other}/") for other in above)
+    return is_below(point, *above)
 
 
 # What a change needs mounted
@@ -279,7 +280,7 @@ def _concerns_change(entry: Entry) -> bool:
         and entry.mountpoint.startswith("/")
         and ".." not in entry.mountpoint.split("/")
         and mountpoint != "/"
-        and not any(_is_below(mountpoint, left) for left in _LEFT_TO_THE_CHANGE)
+        and not is_below(mountpoint, *_LEFT_TO_THE_CHANGE)
         and not any(option in _NEVER for option in entry.options)
     )
 
@@ -290,16 +291,11 @@ def _mount(entry: Entry, generation_path: str, wish: str) -> Mount | None:
         return None
     mountpoint, subvol = _path(entry.mountpoint), _path(named)
     flags = tuple(option for option in _KEPT_FLAGS if option in entry.options)
-    part = subvol[len(generation_path) + 1 :] if _is_below(subvol, generation_path) else ""
+    part = subvol[len(generation_path) + 1 :] if is_below(subvol, generation_path) else ""
     if part and part.split("/")[0] != "@":
         return Mount(mountpoint, subvol, writable=True, part=part, flags=flags)
     if subvol == "/" or subvol.split("/")[1] in _OWN_DIRECTORIES or wish == "skip":
         return None
-    by_default = _is_below(mountpoint, "/var") and "ro" not in entry.options
+    by_default = is_below(mountpoint, "/var") and "ro" not in entry.options
     writable = wish == "rw" or (by_default and wish != "ro")
     return Mount(mountpoint, subvol, writable, flags=flags, optional="nofail" in entry.options)
-
-
-def _is_below(path: str, directory: str) -> bool:
-    """Whether `path` is `directory` or lies below it."""
-    return path == directory or path.startswith(directory + "/")

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from apk_atomic.names import is_below
+
 # <sys/mount.h>
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
 REMOUNT, NOATIME, BIND, REC = 0x20, 0x400, 0x1000, 0x4000
@@ -161,7 +163,6 @@ def covering(path: str, table: tuple[Mount, ...]) -> Mount | None:
     """The mount that `path` (absolute, normalised) lies in: the longest mount point above it, the latest of those."""
     best: Mount | None = None
     for entry in table:
-        below = path == entry.point or path.startswith(entry.point.rstrip("/") + "/")
-        if below and (best is None or len(entry.point) >= len(best.point)):
+        if is_below(path, entry.point) and (best is None or len(entry.point) >= len(best.point)):
             best = entry
     return best

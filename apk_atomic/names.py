@@ -1,4 +1,4 @@
-"""Names of generations, times as we write them, and arguments without their secrets.
+"""Names of generations, how paths lie to each other, times as we write them, and arguments without their secrets.
 
 Pure text: no clock, no randomness (both are arguments), no idea of what a name stands for on disk. `model`
 offers all of it again, and that is where other modules take it from.
@@ -26,6 +26,11 @@ def new_id(now: float, random: Callable[[int], bytes]) -> str:
         number, digit = divmod(number, 26)
         letters += chr(ord("a") + digit)
     return time.strftime("%Y%m%d%H%M%S", _utc(now)) + letters
+
+
+def is_below(path: str, *directories: str) -> bool:
+    """Whether `path` is one of the directories or lies in one, by the text of both: normalised, of the same kind."""
+    return any(path == each or path.startswith(f"{each.rstrip('/')}/") for each in directories)
 
 
 def iso_utc(now: float) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from apk_atomic import fstab
 from apk_atomic.config_schema import why_not_common
+from apk_atomic.names import is_below
 from apk_atomic.oldfstab import SWAP_COMMON, common_of
 
 # Below these, too, nothing can be shared: a generation is made of it, or it is needed before the commons are mounted.
@@ -37,9 +38,9 @@ def bad_names(commons: tuple[str, ...], *, swap: bool) -> Iterator[str]:
 
 
 def _is_of_a_root(point: str) -> bool:
-    if any(is_below(point, part) for part in _OWN_PARTS):
+    if is_below(point, *_OWN_PARTS):
         return False
-    return point.split("/")[1] in _WHOLE or any(is_below(point, part) for part in _PARTS)
+    return point.split("/")[1] in _WHOLE or is_below(point, *_PARTS)
 
 
 def bad_places(commons: tuple[str, ...], odd: Collection[str], nested: Mapping[str, bool]) -> Iterator[str]:
@@ -94,7 +95,7 @@ def bad_sources(commons: tuple[str, ...], template: str) -> Iterator[str]:
 
 def _is_in_root(entry: fstab.Entry, source: str) -> bool:
     """Whether the line mounts a directory or a file, and that is in the root."""
-    if not source.startswith("/") or any(is_below(source, place) for place in _NO_ROOT):
+    if not source.startswith("/") or is_below(source, *_NO_ROOT):
         return False
     return entry.fstype in _DISKS or any(each.partition("=")[0] in _BINDS for each in entry.options)
 
@@ -103,8 +104,3 @@ def kept_points(template: str) -> frozenset[str]:
     """Mount points of the template, but for its commons."""
     own = [entry for entry in fstab.parse(template) if not (entry.value("subvol") or "").startswith("/commons/")]
     return frozenset("/" + posixpath.normpath(entry.mountpoint).strip("/") for entry in own)
-
-
-def is_below(path: str, directory: str) -> bool:
-    """Whether a path is a directory's, or the directory itself."""
-    return path == directory or path.startswith(f"{directory.rstrip('/')}/")

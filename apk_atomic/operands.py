@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from apk_atomic.chroot import Bind
 from apk_atomic.errors import UsageError
 from apk_atomic.mounts import Mount, covering
+from apk_atomic.names import is_below
 
 FRESH = ("/tmp", "/run")  # empty in the root of the change, so mount points can be made there
 _SHARED = ("/dev", "/proc", "/sys")
@@ -30,7 +31,7 @@ def binds(
         found += _of_path(cwd, "/", table, inside, False)
     wanted: dict[str, Bind] = {}
     for bind in sorted(found, key=lambda each: each.target):  # a directory before what lies in it
-        above = next((known for known in wanted if _below(bind.target, known)), None)
+        above = next((known for known in wanted if is_below(bind.target, known)), None)
         if above is None or (bind.writable and not wanted[above].writable):
             wanted[bind.target] = bind
     return tuple(wanted.values())
@@ -65,12 +66,8 @@ def _bind(place: str, real: str, table: tuple[Mount, ...], inside: frozenset[str
         return None
     if _is_fresh(place):
         return Bind(real, place)
-    return None if point == "/" or any(_below(place, shared) for shared in _SHARED) else Bind(point, point)
+    return None if point == "/" or is_below(place, *_SHARED) else Bind(point, point)
 
 
 def _is_fresh(place: str) -> bool:
-    return any(_below(place, fresh) for fresh in FRESH)
-
-
-def _below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
+    return is_below(place, *FRESH)

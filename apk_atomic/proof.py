@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from apk_atomic import lookup
+from apk_atomic.names import is_below
 from apk_atomic.proof_fstab import FSTAB, check_fstab, check_resume, check_staging
 from apk_atomic.proof_init import check_init
 from apk_atomic.proof_kernels import check_kernels, check_menu, menu_names
@@ -67,7 +68,7 @@ def must_run(root_fd: int, changed_paths: Collection[str], inputs: Collection[st
     if not inputs:
         return True
     changed = {lookup.merged(path) for path in changed_paths} - {FSTAB}
-    if any(_is_below(name, top) for name in changed for top in _ALWAYS):
+    if any(is_below(name, *_ALWAYS) for name in changed):
         return True
     watched = changed.intersection(map(lookup.merged, (*inputs, *members)))
     if not all(_is_directory(root_fd, name) for name in watched):  # that one is listed says nothing of what is in it
@@ -94,9 +95,6 @@ def _proof(findings: Findings, started: float, kernels: dict[str, str], images: 
     failures, warnings = (tuple(dict.fromkeys(each)) for each in (findings.failures, findings.warnings))
     return Proof(failures, warnings, kernels, images, tuple(sorted(findings.inputs)), time.monotonic() - started)
 
-
-def _is_below(name: str, top: str) -> bool:
-    return name == top or name.startswith(top + "/")
 
 
 def _above(path: str) -> list[str]:

@@ -14,6 +14,7 @@ from apk_atomic import generator as generators
 from apk_atomic import initramfs, kernel, lookup
 from apk_atomic.freshness import Change, change_of, outdated_member, stale_members, younger_input
 from apk_atomic.generator import Generator, GeneratorKind, flavor_of
+from apk_atomic.names import is_below
 from apk_atomic.proof_images import judge_image
 from apk_atomic.unpack import Damaged
 
@@ -142,7 +143,7 @@ def _differing(change: Change, directory: str, counts: Callable[[str], bool]) ->
     """One reason when a path that counts, at or below `directory`, is not the same in both roots."""
     top = lookup.merged(directory)
     for name, paths in change.changed.items():
-        if name == top or name.startswith(top + "/"):
+        if is_below(name, top):
             for path in paths:
                 if _differs(change, path, counts):
                     yield f"{path} changed"

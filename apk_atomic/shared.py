@@ -10,6 +10,7 @@ import os
 
 from apk_atomic import btrfs, btrfs_trees, files, fstab
 from apk_atomic.chroot import Common
+from apk_atomic.names import is_below
 from apk_atomic.staged import Staged
 
 # apk's own cache and log, and what every daemon writes all the time
@@ -54,7 +55,7 @@ def _altered(top: int, common: Common, staged: btrfs.SubvolumeInfo) -> list[str]
     # a directory changes with each entry that comes or goes: what came is named itself
     explained = {os.path.dirname(path) for path in found}
     named = [path + "/" * is_dir for path, is_dir in found.items() if not (is_dir and path in explained)]
-    return [path for path in named if not _below(path.rstrip("/"), _QUIET)]
+    return [path for path in named if not is_below(path.rstrip("/"), *_QUIET)]
 
 
 def _ctime(fd: int, name: str) -> float:
@@ -75,14 +76,10 @@ def hidden_files(root: Staged) -> tuple[str, ...]:
     points = {entry.mountpoint.rstrip("/") for entry in fstab.parse(root.fstab.text)}
     points -= {common.point for common in set(root.plan.commons).difference(root.commons)}
     places = tuple(sorted({point for point in points if point.startswith("/")} | set(_FRESH)))
-    return tuple(path for path in map("/{}".format, owned) if _below(path, places))
+    return tuple(path for path in map("/{}".format, owned) if is_below(path, *places))
 
 
 def named(paths: tuple[str, ...]) -> str:
     """`/a, /b and 7 more`."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return ", ".join(paths[:_NAMED]) + more
-
-
-def _below(path: str, places: tuple[str, ...]) -> bool:
-    return any(path == place or path.startswith(place + "/") for place in places)
