@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from apk_atomic import bootinstall, disks, esp, kernel, loaders, newmenu, nvram
 from apk_atomic.adoption import Choices, Plan
+from apk_atomic.bootinstall import Fallback
 from apk_atomic.errors import AtomicError, CheckFailed, Interrupted, UsageError
 from apk_atomic.faults import point
 from apk_atomic.loaders import LoaderFiles
@@ -45,7 +46,7 @@ def install(work: Work, plan: Plan, choices: Choices, loader: LoaderFiles, image
         found = nvram.partition(work.volume.device, work.signals)
         menu, warnings = newmenu.compose(work.volume, work.config, wishes, found.guid if found else "")
         with esp.opened(_esp_place(plan), work.signals) as target:
-            done = bootinstall.install(work, target, loader, menu, fallback=False)
+            done = bootinstall.install(work, target, loader, menu, fallback=Fallback.NO)
             device = target.device
         warnings = (*warnings, *done.warnings)
         if choices.nvram:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from apk_atomic import bootable, bootmenu, files, loaders, nvram, volume
 from apk_atomic.bootable import MENU
@@ -30,6 +31,14 @@ _FALLBACK = "EFI/BOOT"
 _MARKER = "apk-atomic.txt"
 
 
+class Fallback(Enum):
+    """Whether the loader is put at the disk's fallback path, too."""
+
+    NO = "no"
+    IF_FREE = "unless another system's loader is there"
+    TAKEN_OVER = "in any case; what is there is kept beside it"
+
+
 @dataclass(frozen=True, slots=True)
 class Installed:
     """`written` are the files of the ESP that changed; `warnings` say what is not as one might expect; `fallback`: the
@@ -42,12 +51,11 @@ class Installed:
 
 def install(
     work: Work, esp: Esp, loader: LoaderFiles, menu: Menu, *,
-    fallback: bool = True, take: bool = False, gone: str = "",
+    fallback: Fallback = Fallback.IF_FREE, gone: str = "",
 ) -> Installed:  # fmt: skip
     """Puts the loader and its menu on the ESP, and says in state/boot.json what the menu names.
 
-    `fallback`: at the disk's fallback path, too, unless another system's loader is there; with `take` that is replaced,
-    and kept beside it. `gone`: the UUID of a volume in whose place this one is.
+    `gone`: the UUID of a volume in whose place this one is.
 
     While another menu may be the one that boots, state/boot.json names what that needs as well, so that no transaction
     takes it away: the paths of the menu before, and where nobody knows it, all that boot/ of slot 0 holds. So it stays
@@ -59,7 +67,7 @@ def install(
     _write_state(work.volume, {**bootmenu.document(menu), "paths": list(kept)})
     try:
         point("announced")
-        result = put(esp, loader, bootmenu.render(menu), fallback=fallback, take=take)
+        result = put(esp, loader, bootmenu.render(menu), fallback=fallback)
     except BaseException:
         _put_back(work.volume, before, kept)
         raise
@@ -107,15 +115,14 @@ def confirm(work: Work, device: str, loader: LoaderFiles, menu: Menu) -> None:
             point("confirmed")
 
 
-def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: bool = True, take: bool = False) -> Installed:
-    """The files themselves: a power cut at any time leaves the old loader and menu, or the new; `fallback` and `take`
-    as for `install`."""
+def put(esp: Esp, loader: LoaderFiles, menu: str, *, fallback: Fallback = Fallback.IF_FREE) -> Installed:
+    """The files themselves: a power cut at any time leaves the old loader and menu, or the new."""
     own = [*loader.beside, (loader.program, loader.content), (loader.config, menu.encode())]
     foreign = [] if _is_ours(esp, DIRECTORY, loader.config, menu.encode()) else [loader.config]
     done = _put_in(esp, DIRECTORY, loader.program, own, foreign)
-    if not fallback:
+    if fallback is Fallback.NO:
         return done
-    also = _put_at_fallback(esp, loader, menu, take=take)
+    also = _put_at_fallback(esp, loader, menu, take=fallback is Fallback.TAKEN_OVER)
     return Installed((*done.written, *also.written), (*done.warnings, *also.warnings), also.fallback)
 
 

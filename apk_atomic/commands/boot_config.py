@@ -11,6 +11,7 @@ from apk_atomic import bootable, bootinstall, bootmenu, esp, loaders, newmenu, n
 from apk_atomic.arguments import Parser, add_menu_options, text_of
 from apk_atomic.atomic_options import AtomicOptions
 from apk_atomic.bootable import KnownMenu, init_of
+from apk_atomic.bootinstall import Fallback
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.context import Context, read_config, steadily
 from apk_atomic.errors import CheckFailed, UsageError
@@ -93,7 +94,8 @@ def _install(context: Context, asked: Namespace, options: AtomicOptions) -> int:
         place = asked.esp or _usual_esp(work)
         with esp.opened(place, work.signals) as target:
             device, is_fat = target.device, target.is_fat
-            done = bootinstall.install(work, target, found, menu, take=asked.fallback)
+            fallback = Fallback.TAKEN_OVER if asked.fallback else Fallback.IF_FREE
+            done = bootinstall.install(work, target, found, menu, fallback=fallback)
         said = [*warnings, *done.warnings]
         said += [] if is_fat else [f"{place} is not on a FAT file system, which firmware could read"]
         said += () if asked.no_nvram else bootinstall.register(device, found, work.signals)

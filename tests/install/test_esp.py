@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from apk_atomic import bootinstall, esp, loaders, loop
+from apk_atomic.bootinstall import Fallback
 from apk_atomic.errors import AtomicError, CheckFailed, NoSpace, UsageError
 from apk_atomic.esp_types import Esp
 from apk_atomic.loaders import LoaderFiles
@@ -200,7 +201,7 @@ def test_the_fallback_path_is_taken_over_where_that_is_wanted(place: Esp) -> Non
     for path, data in THEIRS.items():
         place.write(path, data)
     assert not bootinstall.put(place, refind("1"), "menu 1").fallback
-    done = bootinstall.put(place, refind("1"), "menu 1", take=True)
+    done = bootinstall.put(place, refind("1"), "menu 1", fallback=Fallback.TAKEN_OVER)
     copies = {path.partition(".kept-")[0]: place.read(path) for path in done.written if ".kept-" in path}
     assert (copies, done.fallback, len(done.warnings)) == (THEIRS, True, 2)
     assert (place.read(FALLBACK_PROGRAM), place.read(f"{FALLBACK}/refind.conf")) == (b"refind 1", b"menu 1")
@@ -293,7 +294,7 @@ def test_a_cut_between_any_two_files_loses_nothing_of_others(
             (place / path).write_bytes(data)
         with esp.opened(str(place), signals) as found:
             try:
-                bootinstall.put(Failing(found, writes), refind("1"), "menu 1", take=True)
+                bootinstall.put(Failing(found, writes), refind("1"), "menu 1", fallback=Fallback.TAKEN_OVER)
                 assert writes > 4
                 break
             except Cut:
@@ -303,7 +304,7 @@ def test_a_cut_between_any_two_files_loses_nothing_of_others(
                 assert data in (there[path], copies.get(path))
             if FALLBACK_PROGRAM in foreign:
                 assert there[FALLBACK_PROGRAM] == b"their loader" or boots(there, FALLBACK, FALLBACK_PROGRAM)
-            bootinstall.put(found, refind("1"), "menu 1", take=True)
+            bootinstall.put(found, refind("1"), "menu 1", fallback=Fallback.TAKEN_OVER)
             assert kept(listing(place)) == foreign
     else:
         raise AssertionError("it never came to its end")

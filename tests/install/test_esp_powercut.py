@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from apk_atomic import bootinstall, esp, loaders
+from apk_atomic.bootinstall import Fallback
 from apk_atomic.loaders import LoaderFiles
 from tests.install.disks import DRIVER, MIB, NAME, PROGRAM, make_fat
 from tests.support import engine
@@ -86,7 +87,7 @@ def test_a_cut_while_others_are_replaced_loses_nothing_of_theirs(work: Path) -> 
             for path, data in theirs.items():
                 place.write(path, data)
             recorder.mark("begin")
-            done = bootinstall.put(place, refind("1"), menu("1"), take=True)
+            done = bootinstall.put(place, refind("1"), menu("1"), fallback=Fallback.TAKEN_OVER)
         recorder.mark("success")
     copies = {path.partition(".kept-")[0]: path for path in done.written if ".kept-" in path}
     seen = set()
