@@ -111,10 +111,8 @@ def _commons(opened: Volume, texts: list[str]) -> Iterator[tuple[str, bool]]:
 
 def _unknown(template: str) -> Iterator[str]:
     """What an fstab mounts by UUID and is not at hand."""
-    here = {area.uuid.lower() for area in disks.areas()}
-    for entry in fstab.parse(template) if here else ():
-        key, _, value = entry.device.partition("=")
-        if key == "UUID" and value.strip('"').lower() not in here and "noauto" not in entry.options:
+    for entry in fstab.parse(template):
+        if "noauto" not in entry.options and entry.uuid is not None and disks.is_missing(entry.uuid):
             yield entry.device
 
 

@@ -62,6 +62,12 @@ class Entry(NamedTuple):
     dump: int = 0
     passno: int = 0
 
+    @property
+    def uuid(self) -> str | None:
+        """What names the file system where that is by `UUID=`."""
+        key, _, value = self.device.partition("=")
+        return value.strip('"') if key == "UUID" else None
+
     def value(self, name: str) -> str | None:
         """What stands behind `name=`; of several the last, which is the one that counts for the kernel."""
         found = [option.partition("=")[2] for option in self.options if option.startswith(name + "=")]

@@ -85,8 +85,7 @@ def _check_root_entry(findings: Findings, entry: Entry, facts: ProofInput) -> No
         findings.fail("fstab-generation", f"{FSTAB} mounts {named or 'no subvolume'} at /, not {wanted}")
     if [option for option in entry.options if option in ("ro", "rw")][-1:] != ["ro"]:
         findings.fail("fstab-ro", f"{FSTAB} does not mount / read-only (ro)")
-    key, _, value = entry.device.partition("=")
-    if facts.volume_uuid and key == "UUID" and value.strip('"').lower() != facts.volume_uuid.lower():
+    if facts.volume_uuid and entry.uuid is not None and entry.uuid.lower() != facts.volume_uuid.lower():
         findings.fail("fstab-volume", f"{FSTAB} looks for / on {entry.device}, another volume")
 
 
@@ -108,11 +107,9 @@ def _check_entry(findings: Findings, entry: Entry, facts: ProofInput) -> None:
 
 def _is_missing(entry: Entry, facts: ProofInput) -> bool:
     """Whether the file system is named by a UUID, and not at hand; the volume itself is."""
-    key, _, value = entry.device.partition("=")
-    uuid = value.strip('"')
-    if facts.is_missing is None or key != "UUID" or uuid.lower() == facts.volume_uuid.lower():
+    if facts.is_missing is None or entry.uuid is None or entry.uuid.lower() == facts.volume_uuid.lower():
         return False
-    return facts.is_missing(uuid)
+    return facts.is_missing(entry.uuid)
 
 
 def _check_mount_points(findings: Findings, root: int, entries: tuple[Entry, ...]) -> None:
