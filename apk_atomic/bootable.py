@@ -76,12 +76,17 @@ def boot_names(root: int) -> tuple[str, ...]:
     return tuple(f"boot/{name}" for name in kernel.boot_names(root))
 
 
-def menu_document(opened: Volume) -> dict[str, object] | None:
-    """The object in `state/boot.json`; None where there is none that names paths."""
+def boot_json(opened: Volume) -> object:
+    """What `state/boot.json` holds, whatever that is; None where it cannot be read."""
     try:
-        found = json.loads(files.read_file(opened.top, MENU, _MENU_LIMIT))
+        return json.loads(files.read_file(opened.top, MENU, _MENU_LIMIT))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def menu_document(opened: Volume) -> dict[str, object] | None:
+    """The object in `state/boot.json`; None where there is none that names paths."""
+    found = boot_json(opened)
     return found if isinstance(found, dict) and isinstance(found.get("paths"), list) else None
 
 

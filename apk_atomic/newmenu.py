@@ -5,13 +5,11 @@ It reads the roots of the slots and changes nothing; how the menu comes to an ES
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apk_atomic import bootmenu, files, kernel, volume
-from apk_atomic.bootable import MENU
+from apk_atomic import bootable, bootmenu, kernel, volume
 from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.config import Config
 from apk_atomic.errors import CheckFailed, UsageError
@@ -19,7 +17,6 @@ from apk_atomic.faults import point
 from apk_atomic.staged import label_of
 from apk_atomic.volume import Volume
 
-_LIMIT = 1 << 20  # bytes of state/boot.json
 _PREFERRED = ("lts", "stable", "virt")  # flavors, where several are installed and none was named
 
 
@@ -36,10 +33,7 @@ class Wishes:
 
 def read_menu(opened: Volume) -> Menu | None:
     """The menu that state/boot.json describes; None without a usable one."""
-    try:
-        return bootmenu.from_document(json.loads(files.read_file(opened.top, MENU, _LIMIT)))
-    except (OSError, ValueError, RecursionError):
-        return None
+    return bootmenu.from_document(bootable.boot_json(opened))
 
 
 def compose(opened: Volume, config: Config, wishes: Wishes, partition: str = "") -> tuple[Menu, tuple[str, ...]]:
