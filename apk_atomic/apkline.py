@@ -253,8 +253,8 @@ def replace_process(call: Command) -> NoReturn:
     """execve(2), with the dispositions that apk would have had without us, in this process's directory."""
     import signal
 
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)  # which Python ignores, and an exec would pass on
+    for number in Signals.CHANGED:
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execve(call.program, call.argv, call.environment)
     except OSError as error:

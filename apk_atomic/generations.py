@@ -51,18 +51,20 @@ def hold(top: int, name: str) -> int:
 
     FileNotFoundError where it is collected already: who reads without a lock may have chosen it too late.
     """
-    directory = files.open_beneath(top, f"snapshots/{name}", _DIRECTORY)
+    path = f"snapshots/{name}"
+    directory = files.open_beneath(top, path, _DIRECTORY)
+    held = False
     try:
         fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(directory), os.stat(f"snapshots/{name}", dir_fd=top, follow_symlinks=False)):
-            return directory
+        held = os.path.samestat(os.fstat(directory), os.stat(path, dir_fd=top, follow_symlinks=False))
     except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(directory)
-        raise
-    os.close(directory)
-    raise files.error(errno.ENOENT, f"snapshots/{name}")
+        held = False
+    finally:
+        if not held:
+            os.close(directory)
+    if not held:
+        raise files.error(errno.ENOENT, path)
+    return directory
 
 
 def claim(snapshots: int, name: str, *, good: bool = False) -> int | None:

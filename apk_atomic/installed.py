@@ -64,7 +64,7 @@ def _package(record: bytes) -> Package | None:
 
 def packages(database: bytes) -> dict[str, Package]:
     """Every package of a database, or of a part of one that begins and ends between records."""
-    found = (_package(record) for record in database.split(b"\n\n"))
+    found = (_package(record) for record in database.split(_END))
     return {package.name: package for package in found if package is not None}
 
 
@@ -74,8 +74,8 @@ def find(database: bytes, name: str) -> Package | None:
     at = database.rfind(b"\n" + line) + 1  # Python searches twice as fast from the end
     if at == 0 and not database.startswith(line):
         return None
-    start = database.rfind(b"\n\n", 0, at)
-    end = database.find(b"\n\n", at)
+    start = database.rfind(_END, 0, at)
+    end = database.find(_END, at)
     return _package(database[max(start, 0) : end if end >= 0 else len(database)].strip(b"\n"))
 
 
@@ -94,10 +94,10 @@ def broken(database: bytes) -> frozenset[str]:
     return frozenset(names)
 
 
-def with_trigger(packages: Iterable[Package], triggers: bytes) -> frozenset[str]:
+def with_trigger(found: Iterable[Package], triggers: bytes) -> frozenset[str]:
     """Names of those that have a trigger; `triggers` are lines `IDENTITY PATH…`."""
     identities = {line.partition(b" ")[0].decode("ascii", "replace") for line in triggers.split(b"\n") if line}
-    return frozenset(package.name for package in packages if package.identity in identities)
+    return frozenset(package.name for package in found if package.identity in identities)
 
 
 def blocks(database: Source) -> Iterator[bytes]:

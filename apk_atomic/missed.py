@@ -15,7 +15,7 @@ from apk_atomic.errors import AtomicError, ChangeFailed, Locked, NoSpace
 from apk_atomic.schedule import HOUR, again_after
 
 SEEN = "/run/apk-atomic.auto"
-_PATIENCE = 26 * HOUR
+PATIENCE = 26 * HOUR  # from the last run that did not fail to the next one
 _TELL_AGAIN = 20 * HOUR  # what has failed for days is told once in each of them
 _LIMIT = 1000  # bytes
 
@@ -34,7 +34,7 @@ _NONE = _Failure(0, 0.0, "")
 def look_in(now: float, seconds: float) -> None:
     """The jobs look again in so many seconds."""
     with suppress(OSError):
-        os.utime(SEEN, (now, now - _PATIENCE + seconds))
+        os.utime(SEEN, (now, now - PATIENCE + seconds))
 
 
 def failed(now: float, error: AtomicError) -> bool:

@@ -40,7 +40,6 @@ from apk_atomic.transaction import Request
 from apk_atomic.volume import Volume
 
 _LOOK_AGAIN = 2 * HOUR  # the latest look at whether a run is due then is so far away
-_PATIENCE = 26 * HOUR  # from the last run that did not fail to the next one
 _ATTEMPTS = 3  # to get from a plan to its transaction without somebody else's change in between
 _CLEANER = 30.0  # seconds for btrfs to give back what was collected
 
@@ -85,7 +84,7 @@ def _look_again(moment: Moment) -> None:
     """The periodic job counts from the last run that did not fail, where it is no longer ago than a day, not from this
     one, which does nothing."""
     last = moment.finished if moment.finished is not None and moment.finished <= moment.now else 0.0
-    missed.look_in(moment.now, max(last + _PATIENCE - moment.now, _LOOK_AGAIN))
+    missed.look_in(moment.now, max(last + missed.PATIENCE - moment.now, _LOOK_AGAIN))
 
 
 def _memory_from_afar(run: Run) -> Memory:
