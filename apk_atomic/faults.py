@@ -28,6 +28,8 @@ ADOPTION = ("prepared", "copied", "known", "moved", "adopted", "menu")
 # Those of `boot-config --install`: state/boot.json keeps what both menus name, the new one is on the ESP, the firmware
 # was asked for an entry, state/boot.json keeps no more than what the new one names.
 BOOT_MENU = ("announced", "installed", "registered", "confirmed")
+# Where a generation that is collected has lost its root, on a volume that has no room for a journal.
+COLLECTION = ("uprooted",)
 # Where one that reads without a lock has chosen the generation, and where it can rely on it.
 READING = ("chosen", "held")
 

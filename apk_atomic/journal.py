@@ -270,6 +270,7 @@ def collect(volume: Volume, places: Places, name: str) -> None:
             raise
         place = places.snapshots
         _destroy_root(place, name)
+        point("uprooted")
     if _exists(places.links, name) and current_links(volume) != name:
         _remove_entry(places.links, name)
     if places.next >= 0:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apk_atomic import faults
-from tests.adversity.trial import Trial, publish_script, until
+from tests.adversity.trial import Trial, publish_script
 from tests.support.packages import File, Package
+from tests.support.waiting import until
 from tests.support.world import FIRST, MIB, Volume, make_volume
 
 IOC_SYNC = 0x9408
@@ -145,17 +147,43 @@ def test_gc_works_without_room_for_metadata(small: Trial, journal: str) -> None:
     if journal == "a journal":
         small.works()
     assert (volume.top / "staging").exists() == (journal == "a journal")
-    for number in range(3):
-        volume.add_generation(f"2024020100000{number}garbagex", grow, ours=True)
-    path, slots = fill_data(volume, leave=0), volume.slots()
-    place = fill_metadata(volume)
-    with pytest.raises(OSError, match="No space"):
-        os.rename(volume.top / "snapshots", volume.top / "moved")
-    small.accept()
+    slots = volume.slots()
+    path, place = full_of_garbage(small)
     result = small.run("apk-atomic", "gc")
     assert (result.status, result.stdout.count("garbagex  in no slot")) == (0, 3), result
     assert set(volume.generations()) == set(slots) == set(volume.slots())
     make_room(volume, path, place)
+    small.works()
+
+
+def full_of_garbage(trial: Trial) -> tuple[Path, Path]:
+    """Three generations to collect, and no room for as much as a rename; what takes it up, for `make_room`."""
+    volume = trial.volume
+    for number in range(3):
+        volume.add_generation(f"2024020100000{number}garbagex", grow, ours=True)
+    path = fill_data(volume, leave=0)
+    place = fill_metadata(volume)
+    with pytest.raises(OSError, match="No space"):
+        os.rename(volume.top / "snapshots", volume.top / "moved")
+    trial.accept()
+    return path, place
+
+
+def test_gc_is_killed_without_room_for_metadata(small: Trial) -> None:
+    """No journal tells of the one that has lost its root: it is no generation any more, and goes a day later."""
+    volume, slots = small.volume, small.volume.slots()
+    path, place = full_of_garbage(small)
+    assert small.run("apk-atomic", "gc", env={faults.VARIABLE: "uprooted:kill"}).status == -signal.SIGKILL
+    (left,) = (each for each in (volume.top / "snapshots").iterdir() if not (each / "@").exists())
+    small.accept()
+    assert small.run("apk-atomic", "status", "--all").status == 0
+    result = small.run("apk-atomic", "gc")
+    assert (result.status, result.stdout.count("garbagex  in no slot"), left.exists()) == (0, 2, True), result
+    make_room(volume, path, place)
+    os.utime(left, (0, 0))
+    assert small.run("apk-atomic", "gc").stdout == f"snapshots/{left.name}  holds no root\n"
+    assert {each.name for each in (volume.top / "snapshots").iterdir()} == set(slots)
+    small.accept()
     small.works()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import apk_atomic
-from apk_atomic.faults import ADOPTION, AUTO_POINTS, BOOT_MENU, POINTS, READING
+from apk_atomic.faults import ADOPTION, AUTO_POINTS, BOOT_MENU, COLLECTION, POINTS, READING
 from tests.crash.machine import LITTER, THOROUGH, Machine, Scene, each, pending, scenes
 from tests.support.oracle import Fingerprint
 from tests.support.world import Result
@@ -160,7 +160,7 @@ def test_the_points_are_those_in_the_source() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "point"
         if isinstance(node.args[0], ast.Constant)
     ]
-    assert set(calls) == {*POINTS, *AUTO_POINTS, *ADOPTION, *BOOT_MENU, *READING}
+    assert set(calls) == {*POINTS, *AUTO_POINTS, *ADOPTION, *BOOT_MENU, *COLLECTION, *READING}
     assert len(set(POINTS)) == len(POINTS)
 
 
