@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from apk_atomic.signals import Signals
 from tests.support import engine
 from tests.support.apks import which_apk
 from tests.support.packages import Repository
@@ -94,6 +95,13 @@ def top() -> Iterator[Path]:
     """A btrfs for the places of a module's tests, see `engine.place`."""
     with engine.file_system() as mounted:
         yield mounted
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """The ending signals held back in this process, as in one that changes something."""
+    with engine.held_signals() as held:
+        yield held
 
 
 @pytest.fixture

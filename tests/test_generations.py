@@ -22,10 +22,7 @@ from tests.support.properties import cheap
 
 @pytest.fixture
 def place(top: Path) -> Iterator[Place]:
-    with engine.place(top, booted="one") as made:
-        made.generation("one")
-        made.generation("two")
-        made.point("two", "one", name="first")
+    with engine.two_generations(top) as made:
         yield made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from apk_atomic.errors import Interrupted, Refused
 from apk_atomic.signals import Signals
 from tests.support import engine
 from tests.test_process import script
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
 
 
 @pytest.fixture

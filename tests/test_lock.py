@@ -25,12 +25,6 @@ def run() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
-
-
 def lock(signals: Signals, command: str = "apk-atomic add x", *, wait: float = 0, fsid: str = FSID) -> Lock:
     return Lock(fsid, command, wait=wait, signals=signals)
 

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from apk_atomic.namespace import Command, NotExecuted
 from apk_atomic.signals import Signals
 from tests.support import engine
 from tests.support.isolation import private_mounts
+from tests.support.waiting import until
 
 PATIENCE = 20.0
 
@@ -196,7 +196,7 @@ def test_what_stands_between_is_killed_at_the_end(signals: Signals, pipe: tuple[
         os.kill(between, signal.SIGSTOP)
         os.write(writer, b"\n")
         stat = Path(f"/proc/{init}/stat")
-        wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("Z"))
+        until(lambda: stat.read_text().rpartition(") ")[2].startswith("Z"))
         os.kill(between, signal.SIGKILL)
 
     command = shell(f"read -r line <{to(reader)}", reader)
@@ -205,15 +205,9 @@ def test_what_stands_between_is_killed_at_the_end(signals: Signals, pipe: tuple[
 
 def child_of(pid: int) -> int:
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    wait_until(lambda: children.read_text() != "")
+    until(lambda: children.read_text() != "")
     return int(children.read_text().split()[-1])
 
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_root_that_is_never_finished(signals: Signals) -> None:

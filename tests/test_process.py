@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from apk_atomic import process
 from apk_atomic.errors import CannotRun, Interrupted
 from apk_atomic.process import Finished
 from apk_atomic.signals import Signals
-from tests.support import engine
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
 
 
 def script(path: Path, text: str, mode: int = 0o755) -> str:

@@ -42,10 +42,7 @@ PATHS = st.one_of(
 
 @pytest.fixture
 def place(top: Path) -> Iterator[Place]:
-    with engine.place(top, booted="one") as made:
-        made.generation("one")
-        made.generation("two")
-        made.point("two", "one", name="first")
+    with engine.two_generations(top) as made:
         yield made
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from tests.support import btrfsctl
 from tests.support.guest import processes_on
 from tests.support.packages import File, Package
+from tests.support.waiting import until
 from tests.support.world import FIRST, MIB, SLOTS, Guest, Volume, make_volume
 
 SECOND = "20240102030406abcdefgh"
@@ -112,7 +111,7 @@ def test_timeout_kills_and_tells(guest: Guest) -> None:
 def test_strays_are_found_in_namespaces_below(guest: Guest) -> None:
     guest.run(["unshare", "-m", "sh", "-c", "sleep 100 </dev/null >/dev/null 2>&1 &"], check=True)
     guest.run(["sh", "-c", "setsid sleep 100 </dev/null >/dev/null 2>&1 &"], check=True)
-    _until(lambda: len(guest.strays()) == 2)
+    until(lambda: len(guest.strays()) == 2, 10)
     guest.kill_strays()
     assert guest.strays() == []
     guest.run(["true"], check=True)
@@ -210,7 +209,7 @@ def test_what_holds_the_volume_is_reported() -> None:
         holder = (volume.top / "fstab").open()
         assert holder.readable()
     holder.close()
-    _until(lambda: str(volume.image) not in _backing_files())
+    until(lambda: str(volume.image) not in _backing_files(), 10)
 
 
 def test_killed_session_leaves_no_device() -> None:
@@ -226,7 +225,7 @@ def test_killed_session_leaves_no_device() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -9
     image = done.stdout.strip()
-    _until(lambda: image not in _backing_files())
+    until(lambda: image not in _backing_files(), 10)
     assert image.startswith("/")
 
 
@@ -240,10 +239,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:  # detached meanwhile, by another session
         return ""
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

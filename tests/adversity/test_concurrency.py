@@ -87,13 +87,19 @@ def test_readers_need_no_lock(trial: Trial) -> None:
 READERS = ("info -e three", "add -s two", "update", "del -s three")
 
 
+def stopped_reader(trial: Trial, line: str, point: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """The pending generation, and a reader that goes by it and has stopped at `point`."""
+    trial.volume.repo.publish(*(Package(name, files={f"usr/share/{name}": File(b"x")}) for name in ("two", "three")))
+    old = trial.committed("apk-atomic", "add", "three")
+    reader = trial.start("apk-atomic", *line.split(), env={faults.VARIABLE: f"{point}:stop"})
+    trial.wait_stopped(reader)
+    return old, reader
+
+
 @pytest.mark.parametrize("line", READERS)
 def test_generation_is_replaced_under_a_reader(trial: Trial, line: str) -> None:
     """It has chosen the pending generation, and a commit collects that before it is opened: then it chooses again."""
-    trial.volume.repo.publish(*(Package(name, files={f"usr/share/{name}": File(b"x")}) for name in ("two", "three")))
-    old = trial.committed("apk-atomic", "add", "three")
-    reader = trial.start("apk-atomic", *line.split(), env={faults.VARIABLE: "chosen:stop"})
-    trial.wait_stopped(reader)
+    old, reader = stopped_reader(trial, line, "chosen")
     trial.guest.run(["apk-atomic", "run", "--", "touch", "/etc/meanwhile"], check=True)
     assert old not in trial.volume.generations()
     trial.accept()
@@ -108,10 +114,7 @@ def test_generation_is_replaced_under_a_reader(trial: Trial, line: str) -> None:
 @pytest.mark.parametrize("line", READERS)
 def test_generation_stays_under_a_reader(trial: Trial, line: str) -> None:
     """What it relies on is collected by the first commit after it."""
-    trial.volume.repo.publish(*(Package(name, files={f"usr/share/{name}": File(b"x")}) for name in ("two", "three")))
-    old = trial.committed("apk-atomic", "add", "three")
-    reader = trial.start("apk-atomic", *line.split(), env={faults.VARIABLE: "held:stop"})
-    trial.wait_stopped(reader)
+    old, reader = stopped_reader(trial, line, "held")
     for number in range(2):
         trial.guest.run(["apk-atomic", "run", "--", "touch", f"/etc/meanwhile-{number}"], check=True)
         assert trial.guest.run(["apk-atomic", "gc"], check=True).stdout == ""

@@ -17,8 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 from tests.support import btrfsctl, oracle
 from tests.support.oracle import TAG, Fingerprint
 from tests.support.packages import File, Package
+from tests.support.waiting import until
 from tests.support.world import Guest, Result, Volume
 
 PARTS = ("snapshots", "links", "next", "staging")
@@ -225,13 +224,6 @@ class Trial:
         finally:
             self.guest.run(["umount", "/etc/apk-atomic"], check=True)
 
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for an event that has no descriptor to wait on."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def publish_script(volume: Volume, name: str, script: str, **more: Any) -> Package:

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.conformance.lab import Lab
 from tests.support.apks import Apk, real_apks, stand_in
 from tests.support.keys import make_key_pair
 from tests.support.packages import File, Package, Repository, machine_arch, write_package
+from tests.support.waiting import until
 from tests.support.webserver import serve
 
 BASE = Package("base", files={"etc/base.conf": File(b"base=1\n")})
@@ -221,7 +221,7 @@ def test_the_lock(lab: Lab) -> None:
     lab.repository.publish(Package("slow", scripts={"post-install": script}, files={"usr/s": File()}), BASE)
     first = subprocess.Popen(lab.argv("add", "slow"), stdout=subprocess.DEVNULL)
     try:
-        wait_for(ready.exists)
+        until(ready.exists, 10)
         refused = lab.run("add", "base")
         assert refused.status == 99
         assert "Unable to lock database" in refused.stderr
@@ -244,7 +244,7 @@ def test_interrupted(lab: Lab) -> None:
     lab.repository.publish(Package("slow", scripts={"post-install": script}, files={"usr/s": File()}))
     running = subprocess.Popen(lab.argv("add", "slow"), stdout=subprocess.DEVNULL)
     try:
-        wait_for((lab.root / "ready").exists)
+        until((lab.root / "ready").exists, 10)
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=5) == 130
     finally:
@@ -361,10 +361,3 @@ def test_a_wrong_name_in_the_environment_is_not_ignored(monkeypatch: pytest.Monk
     monkeypatch.setenv("APK", "/nowhere/apk")
     with pytest.raises(FileNotFoundError):
         real_apks.__wrapped__()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)

@@ -11,8 +11,7 @@ import os
 import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from apk_atomic.faults import POINTS
 from tests.crash.machine import Machine, Scene, each, package, pending, scenes
 from tests.support import oracle
 from tests.support.oracle import Fingerprint
+from tests.support.waiting import until
 from tests.support.world import Guest, Volume
 
 PATIENCE = 30.0
@@ -55,13 +55,6 @@ def old(places: list[Scene]) -> Fingerprint:
     with places[0].resume() as machine:
         return machine.tree()
 
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for an event that has no descriptor."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 @contextmanager
@@ -185,7 +178,7 @@ def test_a_command_that_is_deaf_is_killed_by_the_second_signal(places: list[Scen
         with script_running(machine):
             process = machine.start("run", "--", "sh", "-c", DEAF)
         process.send_signal(SIGTERM)
-        until(lambda: not has(process, "ShdPnd", SIGTERM))
+        until(lambda: not has(process, "ShdPnd", SIGTERM), PATIENCE)
         process.send_signal(SIGTERM)
         expect_discarded(machine, old, process, SIGTERM)
 
@@ -224,7 +217,7 @@ def test_signals_while_waiting_for_the_lock(places: list[Scene]) -> None:
             wait_stopped(holder)
             start = machine.layout()
             waiting = machine.start("--atomic-wait", "600", "add", "c")
-            until(lambda: has(waiting, "SigBlk", number))
+            until(lambda: has(waiting, "SigBlk", number), PATIENCE)
             waiting.send_signal(number)
             status, said = ended(waiting)
             assert (status, machine.layout()) == (128 + number, start), said
@@ -296,7 +289,7 @@ def test_a_hook_of_a_killed_wrapper_dies(places: list[Scene], old: Fingerprint) 
         assert command.read_bytes()
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        until(lambda: not command.exists() or not command.read_bytes())  # a zombie has none
+        until(lambda: not command.exists() or not command.read_bytes(), PATIENCE)  # a zombie has none
         hook.unlink()
         assert machine.tree() == old
         machine.done("add", "c")
@@ -314,7 +307,7 @@ def test_the_lock_is_held_until_the_last_of_a_killed_transaction_is_dead(places:
         os.kill(intermediate, signal.SIGSTOP)
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        until(lambda: oracle.tagged(machine.tag) == [intermediate])
+        until(lambda: oracle.tagged(machine.tag) == [intermediate], PATIENCE)
         refused = machine.run("add", "c")
         assert refused.status == LOCKED and str(process.pid) in refused.stderr
         waiting = machine.start("--atomic-wait", "600", "add", "c")

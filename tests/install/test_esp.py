@@ -29,12 +29,6 @@ def run() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
-
-
 @contextmanager
 def fat(tmp_path: Path, signals: Signals, size: int = 40 * MIB) -> Iterator[Esp]:
     """An ESP on a device: mounted where the kernel knows FAT, else by mtools."""

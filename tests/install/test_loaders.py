@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,9 @@ from apk_atomic.bootmenu import Loader, Menu
 from apk_atomic.errors import UsageError
 from apk_atomic.signals import Signals
 from tests.install.disks import DRIVER, NAME, PROGRAM, make_refind
-from tests.support import engine
 
 GUID = "5f2c8b9a-0000-4000-8000-1234567890ab"
 LOADER = "EFI/apk-atomic/refind_x64.efi"
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
 
 
 def test_refind_of_alpine(tmp_path: Path, signals: Signals) -> None:

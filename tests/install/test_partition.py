@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,9 @@ from apk_atomic import layout, loop, partition
 from apk_atomic.errors import CannotRun, CheckFailed, Interrupted, NoSpace, Refused, UsageError
 from apk_atomic.partition import LEAST_ESP, LEAST_VOLUME, MIB, Target
 from apk_atomic.signals import Signals
-from tests.support import engine
 from tests.support.blockdev import mount_btrfs, unmount
 
 TARGET = Target("/dev/sda", 1 << 34, 512, is_image=False)
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    with engine.held_signals() as held:
-        yield held
 
 
 @pytest.fixture

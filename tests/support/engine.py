@@ -146,6 +146,16 @@ def working(volume: Volume, *, config: Config | None = None, err: int = 2) -> It
         yield Work(volume, config or Config(), Console(err=err), signals, -1)
 
 
+@contextlib.contextmanager
+def two_generations(top: Path) -> Iterator[Place]:
+    """A place with "one", which is booted, and "two", which is next."""
+    with place(top, booted="one") as made:
+        made.generation("one")
+        made.generation("two")
+        made.point("two", "one", name="first")
+        yield made
+
+
 def children() -> str:
     """The ids of this process's children, the dead that nobody has waited for included."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text()

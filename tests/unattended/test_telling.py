@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adversity.trial import until
+from tests.support.waiting import until
 from tests.support.world import Result
 from tests.unattended.house import CONFIG, PERIODIC, House, toml
 
