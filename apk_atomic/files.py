@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -26,6 +27,8 @@ LOADER = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV  # links, but
 
 TEMP_PREFIX = ".tmp-"  # of files that a power cut may leave beside the file they were to replace
 
+_FLAGS = struct.Struct("@l")
+_GETFLAGS, _SETFLAGS = 0x80006601 | _FLAGS.size << 16, 0x40006602 | _FLAGS.size << 16  # FS_IOC_*, <linux/fs.h>
 _OPENAT2 = 437  # the same number on every architecture
 _OPEN_HOW = struct.Struct("=QQQ")
 _EAGAIN_RETRIES = 100  # openat2 answers EAGAIN when a rename elsewhere raced with a ".." in the path
@@ -193,6 +196,19 @@ def list_names(dirfd: int, path: str = ".") -> list[str]:
         return sorted(os.listdir(fd))
     finally:
         os.close(fd)
+
+
+def file_flags(fd: int) -> int:
+    """What chattr(1) calls the attributes of a file, as FS_*_FL of <linux/fs.h>; OSError where there are none."""
+    buffer = bytearray(_FLAGS.size)
+    fcntl.ioctl(fd, _GETFLAGS, buffer)
+    flags: int = _FLAGS.unpack(buffer)[0]
+    return flags
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """All of them, not only those that are to change."""
+    fcntl.ioctl(fd, _SETFLAGS, bytearray(_FLAGS.pack(flags)))
 
 
 def _read_all(fd: int, path: str, limit: int, expected: int) -> bytes:

@@ -7,19 +7,15 @@ here is durable.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from typing import TYPE_CHECKING
 
-from apk_atomic.files import TEMP_PREFIX, error, fd_path, open_beneath, open_parent
+from apk_atomic.files import TEMP_PREFIX, error, fd_path, file_flags, open_beneath, open_parent, set_file_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_GETFLAGS, _SETFLAGS = (2 << 30 | 0x6601), (1 << 30 | 0x6602)  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, <linux/fs.h>
-_LONG = struct.Struct("@l")
 _PROTECTING = 0x10 | 0x20  # FS_IMMUTABLE_FL | FS_APPEND_FL
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -106,11 +102,9 @@ def _loosen(dirfd: int, name: str) -> None:
     except OSError:
         return
     try:
-        buffer = bytearray(_LONG.size)
-        fcntl.ioctl(fd, _GETFLAGS | _LONG.size << 16, buffer)
-        flags: int = _LONG.unpack(buffer)[0]
+        flags = file_flags(fd)
         if flags & _PROTECTING:
-            fcntl.ioctl(fd, _SETFLAGS | _LONG.size << 16, bytearray(_LONG.pack(flags & ~_PROTECTING)))
+            set_file_flags(fd, flags & ~_PROTECTING)
     except OSError:
         return
     finally:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from apk_atomic.errors import CheckFailed
 
 # <linux/fs.h>
 _CLONE = 0x40049409  # FICLONE
-_LONG = struct.Struct("@l")
-_GETFLAGS, _SETFLAGS = 0x80006601 | _LONG.size << 16, 0x40006602 | _LONG.size << 16
 _NOCOW, _INHERITED = 0x00800000, 0x00000004 | 0x00000400 | 0x00800000  # C; c, m, C: only while a file is empty
 _LAST = 0x00000008 | 0x00000010 | 0x00000020 | 0x00000040 | 0x00000080 | 0x00010000  # S, i, a, d, A, D: in the end
 _NO_MATTER = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODATA)  # btrfs.compression where a file is not to be compressed
@@ -153,7 +150,7 @@ def _copy_file(old: int, new: int, name: str) -> int:
             text = f"{files.fd_path(source)} cannot be copied ({error.strerror}); nothing was changed"
             raise CheckFailed(text, hint="a file that is a swap area, or encrypted, cannot lie in a common") from error
         _copy_attributes(source, target)
-        return _flags(source) & _LAST
+        return files.file_flags(source) & _LAST
 
 
 def _open_new(stack: ExitStack, new: int, name: str) -> int:
@@ -182,22 +179,15 @@ def _copy_xattrs(old: int | str, new: int | str) -> None:
                 raise
 
 
-def _flags(fd: int) -> int:
-    buffer = bytearray(_LONG.size)
-    fcntl.ioctl(fd, _GETFLAGS, buffer)
-    flags: int = _LONG.unpack(buffer)[0]
-    return flags
-
-
 def _set_flags(old: int, new: int, mask: int) -> None:
     """Those flags of `mask` that the old one has, the new one gets."""
-    wanted, there = _flags(old) & mask, _flags(new)
+    wanted, there = files.file_flags(old) & mask, files.file_flags(new)
     if wanted != there & mask:
-        fcntl.ioctl(new, _SETFLAGS, bytearray(_LONG.pack(there & ~mask | wanted)))
+        files.set_file_flags(new, there & ~mask | wanted)
 
 
 def _add_flags(fd: int, flags: int) -> None:
-    fcntl.ioctl(fd, _SETFLAGS, bytearray(_LONG.pack(_flags(fd) | flags)))
+    files.set_file_flags(fd, files.file_flags(fd) | flags)
 
 
 def set_nocow(fd: int) -> None:
